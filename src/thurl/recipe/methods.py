@@ -1,0 +1,33 @@
+"""The methods a recipe can name. Paths instead of objects, so that listing them imports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+__all__ = ["METHODS", "Method", "load_attribute"]
+
+
+class Method(NamedTuple):
+    """Where a method lives, as `module:attribute`."""
+
+    recipe: str
+    run: str
+    summary: str
+
+
+METHODS: dict[str, Method] = {
+    "visualquality_r1": Method(
+        recipe="thurl.recipe.visualquality_r1:VisualQualityR1Recipe",
+        run="thurl.recipe.visualquality_r1:run",
+        summary="image quality by reinforcement learning to rank (arXiv 2505.14460)",
+    ),
+}
+
+
+def load_attribute(path: str) -> Callable[..., Any]:
+    """Import `module:attribute`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

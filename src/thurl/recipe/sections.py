@@ -1,0 +1,331 @@
+"""The sections a recipe is made of. Each is frozen, refuses unknown keys and is valid by construction.
+
+`training` is not here: its fields are the installed trainer's own (see `thurl.recipe.fields`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from thurl.recipe.fields import Problem, check_fields
+
+
+__all__ = [
+    "AdapterSection",
+    "ControlSection",
+    "DataSection",
+    "DegradedPhotosSource",
+    "EvaluationSection",
+    "GRPOFields",
+    "HubSection",
+    "LabelsSource",
+    "ModelSection",
+    "PromptSection",
+    "ReportSection",
+    "RewardSection",
+    "SamplerSection",
+    "Section",
+    "Source",
+    "TinyModel",
+    "TrainingFields",
+    "WarmStartSection",
+    "raise_problems",
+]
+
+
+def raise_problems(problems: list[Problem]) -> None:
+    """Hand several problems to pydantic as one error, which `thurl.recipe.validate` takes apart again."""
+    if problems:
+        text = "; ".join(f"{'.'.join(map(str, path))}: {message}" if path else message for path, message in problems)
+        raise PydanticCustomError("recipe_problems", "{text}", {"text": text, "problems": problems})
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, nothing is converted silently, objects cannot be changed."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), validate_default=False
+    )
+
+    def problems(self) -> list[Problem]:
+        """Combinations of fields that make no sense, as `(path inside the section, message)`."""
+        return []
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Section:
+        raise_problems(self.problems())
+        return self
+
+
+# YAML has lists only; the recipe holds tuples because sections are frozen.
+def _tuple_of(item: Any) -> Any:
+    return Annotated[tuple[item, ...], Field(strict=False)]
+
+
+class TinyModel(Section):
+    """A randomly initialised Qwen2.5-VL of under a million parameters, see `thurl.rl.tiny.build_tiny_qwen2_5_vl`."""
+
+    seed: int = 0
+    hidden: int = Field(64, ge=8, le=1024)
+    layers: int = Field(2, ge=1, le=16)
+    vision_depth: int = Field(2, ge=1, le=16)
+    options: dict[str, int | float] = Field(default_factory=dict)
+    """Further keyword arguments of the builder."""
+
+
+class ModelSection(Section):
+    """The vision-language model: a folder or Hub name, or a tiny one built on the spot."""
+
+    name_or_path: str | None = Field(None, min_length=1)
+    tiny: TinyModel | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attn_implementation: (
+        Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
+    ) = None
+    freeze: _tuple_of(Literal["vision", "language"]) = ()  # type: ignore[valid-type]
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+
+    def problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        if (self.name_or_path is None) == (self.tiny is None):
+            have = "both" if self.tiny else "neither"
+            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
+        if self.revision and self.tiny:
+            found.append((("revision",), "a `tiny` model is built on the spot and has no revision"))
+        if set(self.freeze) == {"vision", "language"}:
+            found.append((("freeze",), "freezing vision and language leaves nothing to train; keep one"))
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            found.append((("min_pixels",), f"{self.min_pixels} is above `max_pixels` ({self.max_pixels})"))
+        return found
+
+
+class LabelsSource(Section):
+    """One rated image set: a label file and a folder of pictures, read by `thurl.data.sources.load_source`."""
+
+    format: str
+    labels: str = Field(min_length=1)
+    images: str | None = None
+    dataset: str | None = None
+    split: Literal["train", "validation", "test", "all"] | None = None
+    references: str | _tuple_of(str) | None = None  # type: ignore[valid-type]
+    max_images: int | None = Field(None, ge=1)
+    normalise: bool = False
+    check_images: Literal["all", "none"] = "all"
+
+    def problems(self) -> list[Problem]:
+        from thurl.data.labels import LABEL_FORMATS
+        from thurl.recipe.suggest import nearest
+
+        if self.format in LABEL_FORMATS:
+            return []
+        names = [*LABEL_FORMATS, "degraded_photos"]
+        return [(("format",), f"`{self.format}` is not one of {', '.join(names)}{nearest(self.format, names)}")]
+
+
+class DegradedPhotosSource(Section):
+    """Generated training data: bundled photographs, degraded (`thurl.rl.degraded_photos.write_degraded_photos`)."""
+
+    format: Literal["degraded_photos"]
+    split: Literal["train", "validation", "held_out"]
+    count: int | None = Field(None, ge=1)
+    seed: int = 0
+    folder: str | None = None
+    """Where the PNG files and the CSV are written; below `training.output_dir` when left out."""
+    photos: str | None = None
+    """Folder of photographs to degrade instead of the bundled ones."""
+    dataset: str | None = None
+    max_images: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the generator."""
+
+
+def _source_tag(value: Any) -> str:
+    kind = value.get("format") if isinstance(value, Mapping) else getattr(value, "format", None)
+    return "<degraded_photos>" if kind == "degraded_photos" else "<labels>"
+
+
+Source = Annotated[
+    Annotated[LabelsSource, Tag("<labels>")] | Annotated[DegradedPhotosSource, Tag("<degraded_photos>")],
+    Discriminator(_source_tag),
+]
+
+
+class PromptSection(Section):
+    """What the model is asked. Released checkpoints expect the preset's exact strings (`thurl.rl.prompts`)."""
+
+    preset: Literal["thurl", "official"] = "thurl"
+    question: str | None = Field(None, min_length=1)
+    think: bool = True
+
+
+class DataSection(Section):
+    """Training and validation images. Datasets with different rating scales may be mixed without rescaling."""
+
+    train: _tuple_of(Source) = Field(min_length=1)  # type: ignore[valid-type]
+    validation: _tuple_of(Source) = ()  # type: ignore[valid-type]
+    on_corrupt: Literal["error", "skip"] = "error"
+    prompt: PromptSection = PromptSection()
+
+
+class AdapterSection(Section):
+    """LoRA. Without this section every unfrozen weight is trained."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | _tuple_of(str) = (  # type: ignore[valid-type]
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    exclude_vision: bool = True
+    use_rslora: bool = False
+
+    def problems(self) -> list[Problem]:
+        targets = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+        if not targets:
+            return [(("target_modules",), "is empty: name at least one module")]
+        if any("lm_head" in target or "embed_tokens" in target for target in targets):
+            return [(("target_modules",), "adapters on `lm_head` or `embed_tokens` are refused by TRL's GRPO trainer")]
+        return []
+
+
+class RewardSection(Section):
+    """Options of `thurl.rl.thurstone_fidelity_rewards` and of the format reward (arXiv 2505.14460, equations 3 to 5).
+
+    `kind: threshold` is the regression baseline of Q-Insight: 1 when the score is less than `threshold` away from the
+    MOS (which must be on the scale of the answer), 0 otherwise.
+    """
+
+    kind: Literal["thurstone", "threshold"] = "thurstone"
+    comparison: Literal["mean", "each"] = "mean"
+    variance: Literal["sample", "fixed", "floored"] = "sample"
+    variance_value: float | None = Field(None, gt=0)
+    targets: Literal["hard", "soft"] = "hard"
+    tie_margin: float = Field(0.0, ge=0)
+    out_of_range: Literal["official", "clip", "invalid"] = "invalid"
+    scope: Literal["global", "device"] = "global"
+    failed: Literal["minimum", "none"] = "minimum"
+    parse_mode: Literal["strict", "official"] = "strict"
+    format_mode: Literal["official", "strict"] = "official"
+    accuracy_weight: float = Field(1.0, ge=0)
+    format_weight: float = Field(1.0, ge=0)
+    eps: float = Field(1e-6, gt=0)
+    threshold: float | None = Field(None, gt=0)
+
+    def problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        if (self.variance == "sample") != (self.variance_value is None):
+            found.append(
+                (
+                    ("variance_value",),
+                    "belongs to `variance: fixed` or `floored`; the recipe has `variance: "
+                    f"{self.variance}` and `variance_value: {self.variance_value}`",
+                )
+            )
+        if self.targets == "soft" and self.tie_margin:
+            found.append((("tie_margin",), "is for `targets: hard`; soft targets have no ties"))
+        if (self.kind == "threshold") != (self.threshold is not None):
+            found.append((("threshold",), f"is needed by `kind: threshold` and only by it (`kind` is `{self.kind}`)"))
+        if self.kind == "threshold":
+            for name in ("comparison", "variance", "targets", "tie_margin", "scope"):
+                if name in self.model_fields_set:
+                    found.append(((name,), "compares images, which `kind: threshold` does not do; remove it"))
+        if not self.accuracy_weight:
+            found.append((("accuracy_weight",), "is 0: nothing would teach the model to rate"))
+        return found
+
+
+class SamplerSection(Section):
+    """Dataset-pure blocks of images (`thurl.rl.DatasetBlockSampler`)."""
+
+    block_size: int = Field(8, ge=1)
+    weights: Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(gt=0)]] = "uniform"
+
+
+class WarmStartSection(Section):
+    """Supervised stages before reinforcement learning, without any information on scores (`thurl.rl.warm_start`)."""
+
+    seed: int | None = None
+    vision_steps: int = Field(0, ge=0)
+    vision_batch_size: int = Field(64, ge=1)
+    vision_learning_rate: float = Field(2e-3, gt=0)
+    format_steps: int = Field(0, ge=0)
+    format_batch_size: int = Field(48, ge=1)
+    format_learning_rate: float = Field(2e-3, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the stages."""
+
+
+class EvaluationSection(Section):
+    """SRCC and PLCC on a fixed list of images during and after training."""
+
+    sources: _tuple_of(Source) = ()  # type: ignore[valid-type]
+    """Test sets; the validation images are evaluated during training either way."""
+    every_steps: int | None = Field(None, ge=1)
+    max_images: int | None = Field(None, ge=1)
+    mode: Literal["think", "direct", "expected"] = "think"
+    n_samples: int = Field(1, ge=1)
+    batch_size: int = Field(8, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = 0
+    before: bool = True
+    after: bool = True
+    grouping: Literal["global", "per_reference"] = "global"
+
+    def problems(self) -> list[Problem]:
+        if self.n_samples > 1 and (self.temperature == 0 or self.mode == "expected"):
+            return [(("n_samples",), f"{self.n_samples} samples of a deterministic answer are all equal; set it to 1")]
+        return []
+
+
+class ControlSection(Section):
+    """Sanity check: the same run with labels that carry no information."""
+
+    shuffle_mos: bool = False
+    seed: int = 0
+
+
+class HubSection(Section):
+    """What the model card says. Pushing itself is `training.push_to_hub` and `training.hub_model_id`."""
+
+    license: str | None = None
+    tags: _tuple_of(str) = ()  # type: ignore[valid-type]
+    datasets: _tuple_of(str) = ()  # type: ignore[valid-type]
+
+
+class ReportSection(Section):
+    """Files written at the end of a run."""
+
+    results: str | None = None
+    html: str | None = None
+    examples: int = Field(3, ge=0, le=20)
+
+
+def _known_fields(schema: str) -> Any:
+    def check(values: dict[str, Any]) -> dict[str, Any]:
+        raise_problems(check_fields(values, schema))
+        return values
+
+    return AfterValidator(check)
+
+
+GRPOFields = Annotated[dict[str, Any], _known_fields("grpo_config")]
+"""`training:` of a GRPO recipe: verbatim `trl.GRPOConfig` fields."""
+
+TrainingFields = Annotated[dict[str, Any], _known_fields("training_arguments")]
+"""`training:` of every other recipe: verbatim `transformers.TrainingArguments` fields."""

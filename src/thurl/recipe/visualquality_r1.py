@@ -1,0 +1,111 @@
+"""VisualQuality-R1 as a recipe: reinforcement learning to rank for image quality (arXiv 2505.14460)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count
+from thurl.recipe.sections import (
+    AdapterSection,
+    ControlSection,
+    DataSection,
+    EvaluationSection,
+    GRPOFields,
+    HubSection,
+    ModelSection,
+    ReportSection,
+    RewardSection,
+    SamplerSection,
+    Section,
+    WarmStartSection,
+    raise_problems,
+)
+
+
+__all__ = ["VisualQualityR1Recipe"]
+
+
+class VisualQualityR1Recipe(Section):
+    """A GRPO run with Thurstone fidelity rewards; `training` holds verbatim `trl.GRPOConfig` fields."""
+
+    method: Literal["visualquality_r1"]
+    model: ModelSection
+    data: DataSection
+    training: GRPOFields
+    reward: RewardSection = RewardSection()
+    sampler: SamplerSection = SamplerSection()
+    adapter: AdapterSection | None = None
+    warm_start: WarmStartSection | None = None
+    evaluation: EvaluationSection | None = None
+    control: ControlSection = ControlSection()
+    hub: HubSection = HubSection()
+    report: ReportSection = ReportSection()
+
+    @classmethod
+    def cross_problems(cls, sections: Mapping[str, Any], processes: int | None = None) -> list[Problem]:
+        """Impossible combinations across the sections that are valid alone (the others are missing here)."""
+        training = sections.get("training")
+        if not isinstance(training, dict):
+            return []
+        found: list[Problem] = [(("training", *path), message) for path, message in grpo_problems(training, processes)]
+        broken = {path[1] for path, _ in found}
+        if not broken & {"num_generations", "per_device_train_batch_size", "generation_batch_size"}:
+            found += _block_problems(sections, training, processes or process_count())
+        model, reward, evaluation = (sections.get(name) for name in ("model", "reward", "evaluation"))
+        if training.get("use_vllm") and model is not None and model.tiny is not None:
+            found.append(
+                (("training", "use_vllm"), "vLLM loads a model from a folder; a `tiny` one generates without it")
+            )
+        if reward is not None and reward.kind == "threshold" and reward.out_of_range == "official":
+            found.append((("reward", "out_of_range"), "`official` is a rule for comparisons; use `invalid` or `clip`"))
+        adapter = sections.get("adapter")
+        if adapter is not None and model is not None and "language" in model.freeze and adapter.exclude_vision:
+            found.append(
+                (("adapter", "exclude_vision"), "with `model.freeze: [language]` this leaves nothing to train")
+            )
+        data = sections.get("data")
+        if evaluation is not None and evaluation.every_steps and data is not None and not data.validation:
+            found.append(
+                (("evaluation", "every_steps"), "needs images to evaluate on: add `data.validation`, or remove it")
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> VisualQualityR1Recipe:
+        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
+        return self
+
+
+def _block_problems(sections: Mapping[str, Any], training: dict[str, Any], world: int) -> list[Problem]:
+    """Blocks must fit the generation batch (global scope) or each device's rows (device scope)."""
+    sampler, reward = sections.get("sampler"), sections.get("reward")
+    if sampler is None or reward is None:
+        return []
+    group, rows = field_value(training, "num_generations"), field_value(training, "per_device_train_batch_size")
+    steps = field_value(training, "steps_per_generation") or field_value(training, "gradient_accumulation_steps")
+    batch = field_value(training, "generation_batch_size") or rows * world * steps
+    images = batch // group
+    size = sampler.block_size
+    found: list[Problem] = []
+    if images % size:
+        found.append(
+            (
+                ("sampler", "block_size"),
+                f"{images} images per generation batch ({batch} rows / {group} generations) do not divide into blocks "
+                f"of {size}; take a divisor of {images}, or change `training.per_device_train_batch_size`",
+            )
+        )
+    elif reward.kind == "thurstone" and reward.scope == "device" and (batch // world) % (size * group):
+        found.append(
+            (
+                ("reward", "scope"),
+                f"`device` compares whole blocks on one device: {batch // world} rows per device do not hold blocks "
+                f"of {size} images x {group} generations; use `scope: global` or another block size",
+            )
+        )
+    if reward.kind == "thurstone" and size < 2:
+        found.append((("sampler", "block_size"), f"is {size}, but a comparison needs at least 2 images"))
+    return found
