@@ -179,7 +179,9 @@ class GatheredScores:
             if not isinstance(head[1], (int, float)) or isinstance(head[1], bool) or not math.isfinite(head[1])
         ]
         if bad:
-            raise ValueError(f"`mos` must be a finite number for every image; found (image: mos) {', '.join(bad[:10])}.")
+            raise ValueError(
+                f"`mos` must be a finite number for every image; found (image: mos) {', '.join(bad[:10])}."
+            )
         values = [math.nan if row[0] is None else row[0] for row in rows]
         scores = torch.tensor(values, dtype=torch.float64).view(-1, k)
         ids = [head[3] for head in heads]

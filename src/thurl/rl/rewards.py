@@ -45,7 +45,7 @@ class RankRewardOptions:
     Args:
         mode: `"default"`, or `"official"` for the numbers of the published code: scores are used however far out of
             range, and an undefined comparison counts as p = 0.5.
-        comparison: `"mean"`: own score against the opponent's mean (Eq. 1); `"scores"`: p averaged over the
+        comparison: `"mean"`: own score against the opponent's mean (Eq. 1); `"each"`: p averaged over the
             opponent's single scores (Eq. 7).
         variance: `"sample"`: unbiased variance over an image's valid scores; `"fixed"`: `variance_value` for every
             image (Thurstone case V); `"floored"`: sample variance, at least `variance_value`, which keeps groups that
@@ -65,7 +65,7 @@ class RankRewardOptions:
     """
 
     mode: Literal["default", "official"] = "default"
-    comparison: Literal["mean", "scores"] = "mean"
+    comparison: Literal["mean", "each"] = "mean"
     variance: Literal["sample", "fixed", "floored"] = "sample"
     variance_value: float = 1.0
     targets: Literal["hard", "soft"] = "hard"
@@ -78,7 +78,7 @@ class RankRewardOptions:
 
     _CHOICES = {
         "mode": ("default", "official"),
-        "comparison": ("mean", "scores"),
+        "comparison": ("mean", "each"),
         "variance": ("sample", "fixed", "floored"),
         "targets": ("hard", "soft"),
         "out_of_range": ("official", "clip", "invalid"),
@@ -270,13 +270,19 @@ def _check_shapes(scores, valid, mos, mos_std, options: RankRewardOptions) -> No
     if scores.dim() != 2:
         raise ValueError(f"`scores` has shape {tuple(scores.shape)}; it must be (images, completions per image).")
     if tuple(np.shape(valid)) != tuple(scores.shape):
-        raise ValueError(f"`valid` has shape {tuple(np.shape(valid))}; it must be that of `scores`, {tuple(scores.shape)}.")
+        raise ValueError(
+            f"`valid` has shape {tuple(np.shape(valid))}; it must be that of `scores`, {tuple(scores.shape)}."
+        )
     if tuple(np.shape(mos)) != (len(scores),):
         raise ValueError(f"`mos` has shape {tuple(np.shape(mos))}; it must be ({len(scores)},), one per image.")
     if options.targets == "soft" and mos_std is None:
-        raise ValueError("`targets='soft'` needs `mos_std`, the standard deviation of each MOS; or use targets='hard'.")
+        raise ValueError(
+            "`targets='soft'` needs `mos_std`, the standard deviation of each MOS; or use targets='hard'."
+        )
     if mos_std is not None and tuple(np.shape(mos_std)) != (len(scores),):
-        raise ValueError(f"`mos_std` has shape {tuple(np.shape(mos_std))}; it must be ({len(scores)},), one per image.")
+        raise ValueError(
+            f"`mos_std` has shape {tuple(np.shape(mos_std))}; it must be ({len(scores)},), one per image."
+        )
 
 
 def _codes(values, length: int, name: str = "set") -> np.ndarray:
@@ -326,7 +332,9 @@ def _preferences(q, valid, mean, var, options: RankRewardOptions):
     import torch
 
     if options.comparison == "mean":
-        p = preference_probability(q[:, :, None], mean[None, None, :], var[:, None, None], var[None, None, :], options.eps)
+        p = preference_probability(
+            q[:, :, None], mean[None, None, :], var[:, None, None], var[None, None, :], options.eps
+        )
     else:
         each = preference_probability(
             q[:, :, None, None], q[None, None], var[:, None, None, None], var[None, None, :, None], options.eps

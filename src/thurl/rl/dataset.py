@@ -1,0 +1,88 @@
+"""From rated pictures to the columns GRPO trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thurl.data.records import RatedImage
+from thurl.errors import DataError, UsageError
+from thurl.rl.prompts import PRESETS, PromptPreset
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+__all__ = ["build_rank_dataset", "shuffle_mos"]
+
+# Qwen2-VL merges 2 x 2 patches of 14 pixels; the official code upsamples smaller sides to this (LANCZOS).
+MIN_SIDE = 28
+
+
+def build_rank_dataset(
+    records: Sequence[RatedImage], preset: PromptPreset = PRESETS["thurl"], *, mode: str = "think"
+) -> Dataset:
+    """One row per picture: `prompt`, `image`, `mos`, `mos_std`, `dataset`, `image_id`.
+
+    `prompt` is conversational with plain string content, into which TRL puts the picture; `image` is opened when the
+    row is read, once per batch however often the row is repeated in it, so neither the table nor a checkpoint holds
+    pixels. MOS stay on their own scale: only their order inside a dataset is used.
+
+    Args:
+        records: rated pictures of one or more datasets.
+        preset: the question.
+        mode: which instruction follows the question, `"think"` or `"direct"`.
+
+    Raises:
+        DataError: no records.
+        UsageError: a preset with a vision id, which training never shows (arXiv 2505.14460, official code).
+    """
+    from datasets import Dataset
+
+    if not records:
+        raise DataError("There are no images to train on. Check the label files, the split and `max_images`.")
+    if preset.vision_id:
+        raise UsageError(
+            "`vision_id: true` puts 'Picture 1: ' before the picture. The published training does not; it is for "
+            "scoring with released checkpoints. Train with `vision_id: false` (preset thurl)."
+        )
+    prompt = [{"role": "user", "content": preset.text(mode)}]
+    if preset.system is not None:
+        prompt.insert(0, {"role": "system", "content": preset.system})
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt] * len(records),
+        "image": [record.image for record in records],
+        "mos": [record.mos for record in records],
+        "mos_std": [record.std for record in records],
+        "dataset": [record.dataset for record in records],
+        "image_id": [f"{record.dataset}/{record.image}" for record in records],
+    }
+    return Dataset.from_dict(columns).with_transform(_open_images)
+
+
+def shuffle_mos(records: Sequence[RatedImage], seed: int) -> list[RatedImage]:
+    """The same pictures with the MOS permuted inside each dataset: labels that carry no information.
+
+    The control of a learning run: whatever a model learns from these was not learnt from the labels.
+    """
+    from dataclasses import replace
+
+    rng = np.random.default_rng(seed)
+    shuffled = list(records)
+    for name in sorted({record.dataset for record in records}):
+        indices = [index for index, record in enumerate(records) if record.dataset == name]
+        for index, other in zip(indices, rng.permutation(indices), strict=True):
+            shuffled[index] = replace(records[index], mos=records[other].mos, std=records[other].std)
+    return shuffled
+
+
+def _open_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if "image" not in batch:
+        return batch
+    from thurl.data.images import ensure_min_side, open_image
+
+    opened = {path: ensure_min_side(open_image(path), MIN_SIDE) for path in dict.fromkeys(batch["image"])}
+    return {**batch, "image": [opened[path] for path in batch["image"]]}

@@ -1,0 +1,212 @@
+"""GRPO with Thurstone fidelity rewards: `trl.GRPOTrainer` with dataset-pure batches, the paper's defaults and guards.
+
+Paper: "VisualQuality-R1", arXiv 2505.14460, Section 3; defaults from its official scripts where the paper is silent.
+Everything about generation, advantages and the loss is TRL's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer
+
+from thurl.errors import ThurlError, UsageError
+from thurl.rl.rank_reward import FormatReward, RankReward
+from thurl.rl.sampler import DatasetBlockSampler, Weights
+
+
+__all__ = ["RankGRPOConfig", "RankGRPOTrainer", "freeze_parameters"]
+
+logger = logging.getLogger(__name__)
+
+# How a part of a model is recognised in its parameter names in memory (transformers 5: `model.visual.*`).
+_VISION_NAMES = ("visual.", "vision_tower.", "vision_model.")
+
+
+@dataclass
+class RankGRPOConfig(GRPOConfig):
+    """`trl.GRPOConfig` with the values of VisualQuality-R1 where TRL's defaults differ.
+
+    Each of these silently changes the method when left at TRL's default, which is why they are defaults here and not
+    only lines of a recipe. Further keyword arguments are those of `trl.GRPOConfig`.
+    """
+
+    num_generations: int | None = field(default=6, metadata={"help": "K (paper: 6; TRL: 8)."})
+    per_device_train_batch_size: int = field(
+        default=48, metadata={"help": "Rows per device: 8 images x 6 completions (paper)."}
+    )
+    max_completion_length: int | None = field(default=256, metadata={"help": "New tokens (official: 256; TRL: 512)."})
+    beta: float = field(default=0.04, metadata={"help": "KL coefficient (paper: 0.04; TRL: 0)."})
+    loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then completions (TRL: dapo)."})
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "TRL multiplies the KL term by the ratio, which changes its gradient."}
+    )
+    num_train_epochs: float = field(default=10, metadata={"help": "Epochs (paper: 10; TRL: 3)."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Linear decay (paper)."})
+    log_multimodal: bool = field(
+        default=False, metadata={"help": "TRL gathers every picture to the first process on each generation."}
+    )
+
+
+def freeze_parameters(model: torch.nn.Module, parts: Sequence[Literal["vision", "language"]]) -> int:
+    """Stop training the vision tower or everything else; call it before the trainer is built.
+
+    Args:
+        model: a vision-language model of transformers.
+        parts: `"vision"` (parameters named `visual.`, `vision_tower.`, `vision_model.`), `"language"` (all others).
+
+    Returns:
+        Number of frozen parameters (scalars).
+
+    Raises:
+        UsageError: an unknown part, or one the model does not have.
+    """
+    frozen = 0
+    for part in parts:
+        if part not in ("vision", "language"):
+            raise UsageError(f"`freeze` has {part!r}; it may have 'vision' and 'language'.")
+        chosen = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if any(key in name for key in _VISION_NAMES) == (part == "vision")
+        ]
+        if not chosen:
+            raise UsageError(f"`freeze: [{part}]` found no such parameters in {type(model).__name__}.")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+            frozen += parameter.numel()
+    return frozen
+
+
+class RankGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` for learning to rank images.
+
+    Overrides of TRL's private methods, each guarded by a test of its signature:
+    - `_get_train_sampler`: batches of dataset-pure blocks (`DatasetBlockSampler`);
+    - `_generate_and_score_completions`: one check of the first batch's image markers (TRL issue 5785).
+
+    Args:
+        model: model or path, as in TRL.
+        reward_funcs: default: `RankReward` and `FormatReward`, weights 1 and 1 (arXiv 2505.14460).
+        args: a `RankGRPOConfig`; a plain `GRPOConfig` is used as it is, with TRL's defaults.
+        train_dataset: as made by `thurl.rl.dataset.build_rank_dataset`; needs a column `dataset` or is one dataset.
+        processing_class: the model's processor; set to left padding.
+        block_size, sampler_weights, remainder: see `DatasetBlockSampler`.
+        **kwargs: as in TRL.
+
+    Raises:
+        UsageError: a generation batch that is no whole number of blocks, or a dataset that is too small.
+    """
+
+    _tag_names = ["trl", "grpo", "thurl", "visualquality-r1"]
+    _name = "VisualQuality-R1 (GRPO with Thurstone fidelity rewards)"
+    _paper = {
+        "title": "VisualQuality-R1: Reasoning-Induced Image Quality Assessment via Reinforcement Learning to Rank",
+        "id": "2505.14460",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        block_size: int = 8,
+        sampler_weights: Weights = "proportional",
+        remainder: Literal["carry", "fill"] = "carry",
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            raise UsageError("`args` is missing: pass a `RankGRPOConfig` with at least an `output_dir`.")
+        # Before the parent, which may take minutes to load a model.
+        self._sampler = _block_sampler(args, train_dataset, block_size, sampler_weights, remainder)
+        if reward_funcs is None:
+            reward_funcs = [RankReward(args.num_generations), FormatReward()]
+        if isinstance(processing_class, ProcessorMixin):
+            # A processor loaded by hand may pad on the right; TRL then misaligns the image markers without a word.
+            processing_class.tokenizer.padding_side = "left"
+        self._markers_checked = False
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self._tokenizer.padding_side = "left"
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        if dataset is not None and dataset is not self.train_dataset:
+            raise UsageError("The sampler was built for `train_dataset`; it cannot order another dataset.")
+        return self._sampler
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        outputs = super()._generate_and_score_completions(inputs)
+        if not self._markers_checked:
+            check_image_markers(outputs, self._image_pad_token_id)
+            self._markers_checked = True
+        return outputs
+
+
+def check_image_markers(outputs: dict[str, Any], image_token_id: int | None) -> None:
+    """Refuse a batch whose image markers do not lie on its image tokens (right padding, TRL issue 5785).
+
+    Nothing crashes in that state: the rotary positions of the pictures are wrong and training goes on.
+
+    Args:
+        outputs: with `prompt_ids` (B, P) and, for models that use them, `mm_token_type_ids` (B, P + C) int.
+        image_token_id: id of the image placeholder.
+
+    Raises:
+        ThurlError: markers and image tokens differ.
+    """
+    markers = outputs.get("mm_token_type_ids")
+    if markers is None or image_token_id is None:
+        return
+    prompt_ids = outputs["prompt_ids"]
+    is_image = prompt_ids == image_token_id
+    marked = markers[:, : prompt_ids.shape[1]] == 1
+    if not torch.equal(is_image, marked):
+        rows = (is_image != marked).any(dim=1).nonzero().flatten().tolist()
+        raise ThurlError(
+            f"Image markers and image tokens disagree in rows {rows[:10]} of the first batch: the processor did not pad "
+            "on the left. Set `processor.tokenizer.padding_side = 'left'` and pass that processor to the trainer."
+        )
+
+
+def _block_sampler(
+    args: GRPOConfig, dataset: Any, block_size: int, weights: Weights, remainder: Literal["carry", "fill"]
+) -> DatasetBlockSampler:
+    if dataset is None or not hasattr(dataset, "__len__"):
+        raise UsageError("`train_dataset` must be a map-style dataset: blocks of one dataset need random access.")
+    images, rest = divmod(args.generation_batch_size, args.num_generations)
+    if rest or images % block_size:
+        raise UsageError(
+            f"A generation batch of {args.generation_batch_size} rows holds {images} images of {args.num_generations} "
+            f"completions, which is no whole number of blocks of {block_size}. Change `block_size` or "
+            "`per_device_train_batch_size`."
+        )
+    names: Sequence[Any] = [""] * len(dataset)
+    if "dataset" in dataset.column_names:
+        names = dataset.with_format(None)["dataset"][:]
+    try:
+        return DatasetBlockSampler(
+            names,
+            block_size=block_size,
+            blocks_per_batch=images // block_size,
+            num_generations=args.num_generations,
+            repeat_count=args.num_iterations * args.steps_per_generation,
+            weights=weights,
+            remainder=remainder,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
