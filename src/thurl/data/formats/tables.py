@@ -146,8 +146,7 @@ def find_columns(
             near = nearest_name(name, free)
             parts.append(f"{name!r}" + (f" (nearest column: {near!r})" if near else ""))
         raise DataError(
-            f"{path}: no column {', '.join(parts)}. Columns found: {', '.join(found)}. "
-            f"Needed: {', '.join(required)}."
+            f"{path}: no column {', '.join(parts)}. Columns found: {', '.join(found)}. Needed: {', '.join(required)}."
         )
     wanted = [*required, *(name for name in optional if name.lower() in by_lower)]
     return {name: by_lower[name.lower()] for name in wanted}
