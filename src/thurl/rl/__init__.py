@@ -24,7 +24,22 @@ _PUBLIC = {
     "thurstone_fidelity_rewards": "thurl.rl.rewards",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "DatasetBlockSampler",
+    "FormatReward",
+    "QualityEvalCallback",
+    "QualityScore",
+    "QualityScorer",
+    "RankGRPOConfig",
+    "RankGRPOTrainer",
+    "RankReward",
+    "RankRewardOptions",
+    "ThresholdReward",
+    "build_rank_dataset",
+    "format_reward",
+    "parse_score",
+    "thurstone_fidelity_rewards",
+]
 
 if TYPE_CHECKING:
     from thurl.rl.dataset import build_rank_dataset

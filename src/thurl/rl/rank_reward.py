@@ -94,7 +94,7 @@ class RankReward:
         log_extra: Callable[[str, list], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
-        """One reward per completion of this process; None where it is undefined. Collective: every process calls it."""
+        """One reward per completion of this process, None where undefined. Collective: every process calls it."""
         scores = [parse_score(completion_text(completion), self.parse_mode) for completion in completions]
         n = len(scores)
         local = list(

@@ -100,7 +100,7 @@ class RankRewardOptions:
             raise ValueError(f"`tie_margin` is {self.tie_margin}; it must be 0 or more (MOS units).")
         if self.tie_margin and self.targets == "soft":
             raise ValueError(
-                f"`tie_margin` is {self.tie_margin} with targets='soft'; soft targets have no ties. Set one of the two."
+                f"`tie_margin` is {self.tie_margin} with targets='soft'; soft targets have no ties. Set one."
             )
         low, high = self.score_range
         if not low < high:
@@ -276,9 +276,7 @@ def _check_shapes(scores, valid, mos, mos_std, options: RankRewardOptions) -> No
     if tuple(np.shape(mos)) != (len(scores),):
         raise ValueError(f"`mos` has shape {tuple(np.shape(mos))}; it must be ({len(scores)},), one per image.")
     if options.targets == "soft" and mos_std is None:
-        raise ValueError(
-            "`targets='soft'` needs `mos_std`, the standard deviation of each MOS; or use targets='hard'."
-        )
+        raise ValueError("`targets='soft'` needs `mos_std`, one standard deviation per MOS; or use targets='hard'.")
     if mos_std is not None and tuple(np.shape(mos_std)) != (len(scores),):
         raise ValueError(
             f"`mos_std` has shape {tuple(np.shape(mos_std))}; it must be ({len(scores)},), one per image."

@@ -177,8 +177,8 @@ def check_image_markers(outputs: dict[str, Any], image_token_id: int | None) -> 
     if not torch.equal(is_image, marked):
         rows = (is_image != marked).any(dim=1).nonzero().flatten().tolist()
         raise ThurlError(
-            f"Image markers and image tokens disagree in rows {rows[:10]} of the first batch: the processor did not pad "
-            "on the left. Set `processor.tokenizer.padding_side = 'left'` and pass that processor to the trainer."
+            f"Image markers and image tokens disagree in rows {rows[:10]} of the first batch: the processor did not "
+            "pad on the left. Set `processor.tokenizer.padding_side = 'left'` and pass that processor to the trainer."
         )
 
 
