@@ -337,7 +337,7 @@ def _preferences(q, valid, mean, var, options: RankRewardOptions):
         each = preference_probability(
             q[:, :, None, None], q[None, None], var[:, None, None, None], var[None, None, :, None], options.eps
         )  # (b, K, b, K)
-        weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
+        weight = valid.to(q.dtype) / valid.sum(dim=1, keepdim=True).clamp(min=1)
         p = (torch.nan_to_num(each, nan=0.5) if options.mode == "official" else each) * weight
         p = p.sum(dim=3)
     if options.mode == "official":
