@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.suggest import nearest, shown
+from thurl.recipe.suggest import closest, nearest, shown
 
 
-__all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count"]
+__all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count", "usable_fields"]
 
 # (path inside the section, message)
 Problem = tuple[tuple[str | int, ...], str]
@@ -83,6 +83,12 @@ def field_value(values: Mapping[str, Any], name: str, schema: str = "grpo_config
     return values[name] if name in values else load_schema(schema)["fields"][name]["default"]
 
 
+def _readable(kind: str) -> str:
+    words = {"none": "null", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    words |= {"dict": "a mapping", "list[str]": "a list of texts", "list[float]": "a list of numbers"}
+    return words[kind]
+
+
 def check_fields(values: Mapping[str, Any], schema: str) -> list[Problem]:
     """Problems of single fields: unknown names, wrong types, values outside the allowed ones.
 
@@ -109,6 +115,18 @@ def check_fields(values: Mapping[str, Any], schema: str) -> list[Problem]:
     return problems
 
 
+def usable_fields(values: Mapping[str, Any], schema: str) -> dict[str, Any]:
+    """The fields that are right alone, misspelt ones under the name they were meant to have.
+
+    With them the combinations can be judged although something else is wrong.
+    """
+    fields = load_schema(schema)["fields"]
+    guessed = {closest(name, fields) or name: value for name, value in values.items() if name not in fields}
+    meant = guessed | {name: value for name, value in values.items() if name in fields}
+    wrong = {path[0] for path, _ in check_fields(meant, schema)}
+    return {name: value for name, value in meant.items() if name not in wrong}
+
+
 def _wrong_value(name: str, value: Any, field: Mapping[str, Any]) -> str | None:
     types, choices = field["types"], field["choices"]
     if not any(_PYTHON_TYPES[kind](value) for kind in types):
@@ -117,7 +135,7 @@ def _wrong_value(name: str, value: Any, field: Mapping[str, Any]) -> str | None:
             hint = "; write true or false"
         elif isinstance(value, bool) and "str" in types and not value:
             hint = '; write "no" in quotes'
-        return f"`{name}` is {shown(value)}, but must be {' or '.join(types)}{hint}"
+        return f"`{name}` is {shown(value)}, but must be {' or '.join(map(_readable, types))}{hint}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"`{name}` is {shown(value)}, but must be a finite number"
     if choices and value is not None and value not in choices:
@@ -144,8 +162,7 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         processes: number of processes, `None` for that of this launch.
     """
     world = processes or process_count()
-    wrong_alone = {path[0] for path, _ in check_fields(values, "grpo_config")}
-    given = {name: value for name, value in values.items() if name not in wrong_alone}
+    given = usable_fields(values, "grpo_config")
 
     def get(name: str) -> Any:
         return field_value(given, name)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from thurl.data.labels import LABEL_FORMATS
 from thurl.recipe.fields import Problem, check_fields
+from thurl.recipe.suggest import nearest
 
 
 __all__ = [
@@ -69,12 +71,31 @@ def _tuple_of(item: Any) -> Any:
 class TinyModel(Section):
     """A randomly initialised Qwen2.5-VL of under a million parameters, see `thurl.rl.tiny.build_tiny_qwen2_5_vl`."""
 
-    seed: int = 0
-    hidden: int = Field(64, ge=8, le=1024)
+    seed: int | None = None
+    """Of the weights; `training.seed` when left out."""
+    hidden: int = Field(64, ge=16, le=1024)
     layers: int = Field(2, ge=1, le=16)
+    heads: int = Field(2, ge=1)
+    kv_heads: int | None = Field(None, ge=1)
+    intermediate: int | None = Field(None, ge=1)
+    vision_hidden: int = Field(64, ge=16, le=1024)
     vision_depth: int = Field(2, ge=1, le=16)
-    options: dict[str, int | float] = Field(default_factory=dict)
-    """Further keyword arguments of the builder."""
+    vision_heads: int = Field(2, ge=1)
+    vision_intermediate: int | None = Field(None, ge=1)
+    patch_size: int = Field(14, ge=2)
+    min_pixels: int = Field(56 * 56, ge=1)
+    max_pixels: int = Field(112 * 112, ge=1)
+    tie_embeddings: bool = False
+
+    def problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        for name, width, heads, multiple in (
+            ("hidden", self.hidden, self.heads, 16),
+            ("vision_hidden", self.vision_hidden, self.vision_heads, 4),
+        ):
+            if width % (heads * multiple):
+                found.append(((name,), f"is {width} with {heads} heads; take a multiple of {heads * multiple}"))
+        return found
 
 
 class ModelSection(Section):
@@ -117,15 +138,23 @@ class LabelsSource(Section):
     max_images: int | None = Field(None, ge=1)
     normalise: bool = False
     check_images: Literal["all", "none"] = "all"
+    obtain: str | None = None
+    """Where to get the files. With it, absent files stop a run (exit 3); without it they are a mistake (exit 2)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the format's reader, for example `columns` of `csv`."""
 
-    def problems(self) -> list[Problem]:
-        from thurl.data.labels import LABEL_FORMATS
-        from thurl.recipe.suggest import nearest
-
-        if self.format in LABEL_FORMATS:
-            return []
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
         names = [*LABEL_FORMATS, "degraded_photos"]
-        return [(("format",), f"`{self.format}` is not one of {', '.join(names)}{nearest(self.format, names)}")]
+        if value not in names:
+            raise_problems([((), f"`{value}` is not one of {', '.join(names)}{nearest(value, names)}")])
+        return value
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `thurl.data.sources.load_source`."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("obtain", "options")}
+        return values | self.options
 
 
 class DegradedPhotosSource(Section):
@@ -167,10 +196,13 @@ class PromptSection(Section):
 class DataSection(Section):
     """Training and validation images. Datasets with different rating scales may be mixed without rescaling."""
 
-    train: _tuple_of(Source) = Field(min_length=1)  # type: ignore[valid-type]
+    train: _tuple_of(Source)  # type: ignore[valid-type]
     validation: _tuple_of(Source) = ()  # type: ignore[valid-type]
     on_corrupt: Literal["error", "skip"] = "error"
     prompt: PromptSection = PromptSection()
+
+    def problems(self) -> list[Problem]:
+        return [] if self.train else [(("train",), "is empty: name at least one image set")]
 
 
 class AdapterSection(Section):
@@ -209,12 +241,15 @@ class RewardSection(Section):
     """
 
     kind: Literal["thurstone", "threshold"] = "thurstone"
-    comparison: Literal["mean", "each"] = "mean"
+    mode: Literal["default", "official"] = "default"
+    comparison: Literal["mean", "scores"] = "mean"
     variance: Literal["sample", "fixed", "floored"] = "sample"
     variance_value: float | None = Field(None, gt=0)
     targets: Literal["hard", "soft"] = "hard"
     tie_margin: float = Field(0.0, ge=0)
-    out_of_range: Literal["official", "clip", "invalid"] = "invalid"
+    out_of_range: Literal["official", "clip", "invalid"] | None = None
+    """`invalid` when left out, `official` with `mode: official`."""
+    score_range: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 5.0)
     scope: Literal["global", "device"] = "global"
     failed: Literal["minimum", "none"] = "minimum"
     parse_mode: Literal["strict", "official"] = "strict"
@@ -239,12 +274,25 @@ class RewardSection(Section):
         if (self.kind == "threshold") != (self.threshold is not None):
             found.append((("threshold",), f"is needed by `kind: threshold` and only by it (`kind` is `{self.kind}`)"))
         if self.kind == "threshold":
-            for name in ("comparison", "variance", "targets", "tie_margin", "scope"):
+            for name in ("mode", "comparison", "variance", "targets", "tie_margin", "scope"):
                 if name in self.model_fields_set:
                     found.append(((name,), "compares images, which `kind: threshold` does not do; remove it"))
+        if not self.score_range[0] < self.score_range[1]:
+            found.append((("score_range",), f"is {list(self.score_range)}; the first number must be the smaller one"))
         if not self.accuracy_weight:
             found.append((("accuracy_weight",), "is 0: nothing would teach the model to rate"))
         return found
+
+    def rank_options(self) -> dict[str, Any]:
+        """Keyword arguments of `thurl.rl.rewards.RankRewardOptions`."""
+        names = (
+            *("mode", "comparison", "variance", "targets", "tie_margin", "out_of_range", "score_range", "scope"),
+            *("failed", "eps"),
+        )
+        options = {name: getattr(self, name) for name in names}
+        if self.variance_value is not None:
+            options["variance_value"] = self.variance_value
+        return options
 
 
 class SamplerSection(Section):

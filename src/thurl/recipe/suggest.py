@@ -7,15 +7,20 @@ from collections.abc import Iterable
 from typing import Any
 
 
-__all__ = ["nearest", "shown"]
+__all__ = ["closest", "nearest", "shown"]
+
+
+def closest(name: object, valid: Iterable[object]) -> str | None:
+    """The one of `valid` that `name` most likely was meant to be, `None` when nothing is close."""
+    lowered = {str(item).lower(): str(item) for item in valid}
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:
     """`"; did you mean `x`?"` for the closest of `valid`, the empty string when nothing is close."""
-    names = [str(item) for item in valid]
-    lowered = {item.lower(): item for item in names}
-    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean `{lowered[close[0]]}`?" if close else ""
+    found = closest(name, valid)
+    return f"; did you mean `{found}`?" if found else ""
 
 
 def shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count
+from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count, usable_fields
 from thurl.recipe.sections import (
     AdapterSection,
     ControlSection,
@@ -51,6 +51,7 @@ class VisualQualityR1Recipe(Section):
         if not isinstance(training, dict):
             return []
         found: list[Problem] = [(("training", *path), message) for path, message in grpo_problems(training, processes)]
+        training = usable_fields(training, "grpo_config")
         broken = {path[1] for path, _ in found}
         if not broken & {"num_generations", "per_device_train_batch_size", "generation_batch_size"}:
             found += _block_problems(sections, training, processes or process_count())

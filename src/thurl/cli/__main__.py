@@ -1,0 +1,4 @@
+from thurl.cli import main
+
+
+main()

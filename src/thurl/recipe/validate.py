@@ -1,0 +1,291 @@
+"""From a recipe file to a checked recipe object: every problem at once, each with its line, without heavy imports."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from thurl.errors import UsageError
+from thurl.recipe.document import Document, find_file, read_document
+from thurl.recipe.fields import Problem
+from thurl.recipe.methods import METHODS, load_attribute
+from thurl.recipe.schemas import load_schema
+from thurl.recipe.suggest import nearest, shown
+
+
+__all__ = ["LoadedRecipe", "load_recipe", "resolved"]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe that passed validation.
+
+    Attributes:
+        recipe: the method's recipe object; files it names have been looked up.
+        document: the file it came from.
+        missing: data files that are not here yet and whose source says where to get them. They stop a run (exit 3),
+            not a validation.
+    """
+
+    recipe: Any
+    document: Document
+    missing: tuple[str, ...] = ()
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, processes: int | None = None) -> LoadedRecipe:
+    """Read, override and validate a recipe. Needs no model, GPU or network and imports no torch.
+
+    Args:
+        path: recipe file.
+        overrides: `a.b.c=value` strings.
+        processes: number of processes to check batch sizes for; `None` for `WORLD_SIZE`, or 1.
+
+    Raises:
+        UsageError: all problems found, one message each: `file.yaml:12: training.lr: unknown key ...`.
+    """
+    document = read_document(path, overrides)
+    recipe_class = _recipe_class(document)
+    data, missing, problems = _look_up_files(document)
+    sections, section_problems = _validate_sections(recipe_class, data)
+    problems += section_problems
+    # Combinations are judged even when single training fields are wrong; the recipe class leaves those out.
+    problems += recipe_class.cross_problems({"training": data.get("training")} | sections, processes)
+    if problems:
+        unique = dict.fromkeys(
+            _message(document, where, text) for where, text in sorted(problems, key=_order(document))
+        )
+        raise UsageError(list(unique))
+    # Unchecked: each section was validated alone, the combinations above, for `processes` rather than this launch.
+    return LoadedRecipe(recipe_class.model_construct(**sections), document, tuple(missing))
+
+
+def resolved(recipe: BaseModel, *, defaults: bool = False) -> dict[str, Any]:
+    """A recipe as plain data with every section's defaults filled in; `defaults` adds the trainer's as well."""
+    data = recipe.model_dump(mode="json")
+    if defaults:
+        fields = load_schema("grpo_config")["fields"]
+        data["training"] = {name: field["default"] for name, field in fields.items()} | data["training"]
+    return data
+
+
+def _recipe_class(document: Document) -> Any:
+    method = document.data.get("method")
+    if isinstance(method, str) and method in METHODS:
+        return load_attribute(METHODS[method].recipe)
+    known = ", ".join(METHODS)
+    if "method" not in document.data:
+        near = next((nearest("method", [key]) for key in document.data if nearest("method", [key])), "")
+        hint = near.replace("did you mean", "is it the key that was meant:") if near else ""
+        raise UsageError(f"{document.path}:1: required key `method` is missing (one of {known}){hint}")
+    raise UsageError(
+        _message(document, ("method",), f"{shown(method)} is not one of {known}{nearest(method, METHODS)}")
+    )
+
+
+def _order(document: Document) -> Any:
+    def key(problem: Problem) -> tuple[int, str]:
+        path = problem[0]
+        lines = [document.lines[path[:n]] for n in range(len(path), 0, -1) if tuple(path[:n]) in document.lines]
+        return (lines[0] if lines else 0, ".".join(map(str, path)))
+
+    return key
+
+
+def _message(document: Document, path: tuple[str | int, ...], text: str) -> str:
+    return f"{document.where(path)}: {'.'.join(map(str, path))}: {text}"
+
+
+# --- sections ---------------------------------------------------------------------------------------------------
+
+
+def _validate_sections(recipe_class: Any, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Validate each section alone, so that one broken section hides no problem of another."""
+    sections: dict[str, Any] = {}
+    problems: list[Problem] = []
+    fields = recipe_class.model_fields
+    for name in data:
+        if name not in fields:
+            problems.append(((name,), _unknown_section(name, fields)))
+    for name, field in fields.items():
+        if name not in data:
+            if field.is_required():
+                problems.append(((name,), f"required section `{name}:` is missing"))
+            else:
+                sections[name] = field.get_default(call_default_factory=True)
+            continue
+        annotation = typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        if data[name] is None and not _allows_none(annotation) and not field.is_required():
+            sections[name] = field.get_default(call_default_factory=True)  # `reward:` with every line commented out
+            continue
+        try:
+            sections[name] = TypeAdapter(annotation).validate_python(data[name])
+        except ValidationError as error:
+            problems += _translate(error, name, annotation, data[name])
+    return sections, problems
+
+
+def _unknown_section(name: str, fields: Mapping[str, Any]) -> str:
+    hint = nearest(name, fields)
+    if not hint and name in load_schema("grpo_config")["fields"]:
+        hint = f"; it belongs under `training:` (`training.{name}`)"
+    return f"unknown section{hint or '; the sections are ' + ', '.join(fields)}"
+
+
+def _translate(error: ValidationError, section: str, annotation: Any, data: Any) -> list[Problem]:
+    """Pydantic's errors in our words, with paths that exist in the recipe."""
+    merged: dict[tuple[str | int, ...], list[str]] = {}
+    for item in error.errors(include_url=False):
+        location = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("<")))
+        kind, context = item["type"], item.get("ctx", {})
+        if kind == "recipe_problems":
+            for path, text in context["problems"]:
+                merged.setdefault((section, *location, *path), []).append(text)
+            continue
+        if kind in ("missing", "extra_forbidden"):
+            *parents, key = location
+            if kind == "missing":
+                text = f"required key `{key}` is missing"
+            else:
+                owner = _model_at(annotation, item["loc"][:-1])
+                text = f"unknown key `{key}`{_key_hint(str(key), owner)}"
+        else:
+            location = _existing(location, data)
+            value = shown(item["input"])
+            if kind == "literal_error":
+                text = f"is {value}, but must be {context['expected']}{nearest(item['input'], _choices(context))}"
+            else:
+                must = item["msg"].replace("Input should be", "must be").replace("Input should", "must")
+                text = f"is {value}, but {_plain_words(must)}"
+        merged.setdefault((section, *location), []).append(text)
+    return [(path, _joined(texts)) for path, texts in merged.items()]
+
+
+def _plain_words(text: str) -> str:
+    for kind, words in (("tuple", "list"), ("dictionary", "mapping"), ("string", "text"), ("integer", "whole number")):
+        text = text.replace(f"valid {kind}", words)
+    return text.replace("must be a text", "must be text")
+
+
+def _joined(texts: list[str]) -> str:
+    """Several messages on one place are the branches of a union: `is X, but must be a or b`."""
+    first, *others = dict.fromkeys(texts)
+    if not others:
+        return first
+    head = first.partition(", but ")[0]
+    return " or ".join([first, *(text.removeprefix(f"{head}, but must be ") for text in others)])
+
+
+def _choices(context: Mapping[str, Any]) -> list[str]:
+    return [part.strip().strip("'") for part in str(context["expected"]).replace(" or ", ", ").split(",")]
+
+
+def _key_hint(key: str, owner: type[BaseModel] | None) -> str:
+    names = list(owner.model_fields) if owner else []
+    hint = nearest(key, names)
+    if not hint and key in load_schema("grpo_config")["fields"]:
+        hint = f"; it belongs under `training:` (`training.{key}`)"
+    return hint or (f"; the keys are {', '.join(names)}" if names else "")
+
+
+def _existing(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
+    """Cut off what pydantic appends for the branches of a union, which is no key of the recipe."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+            path.append(part)
+        else:
+            break
+    return tuple(path)
+
+
+def _allows_none(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _model_at(annotation: Any, location: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """The section class that owns the keys at `location`, found along the annotations."""
+    models = _models(annotation)
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if part.startswith("<"):
+            models = [model for model in models if _tag_of(model) == part] or models
+            continue
+        models = [inner for model in models if part in model.model_fields for inner in _models_of(model, part)]
+    return models[0] if models else None
+
+
+def _tag_of(model: type[BaseModel]) -> str:
+    from thurl.recipe.sections import DegradedPhotosSource
+
+    return "<degraded_photos>" if model is DegradedPhotosSource else "<labels>"
+
+
+def _models_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    return _models(model.model_fields[name].annotation)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for part in typing.get_args(annotation) for model in _models(part)]
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[Problem]]:
+    """Replace the files a recipe names by where they are.
+
+    A source that says where to `obtain` its files may lack them (`missing`); any other absent file is a mistake.
+    """
+    data = _copy(document.data)
+    missing: list[str] = []
+    problems: list[Problem] = []
+
+    def look_up(holder: Any, path: tuple[str | int, ...], obtain: str | None = None) -> None:
+        name = holder.get(path[-1]) if isinstance(holder, dict) else None
+        if not isinstance(name, str) or not name:
+            return
+        found = find_file(name, document.path)
+        if found is not None:
+            holder[path[-1]] = str(found)
+        elif obtain and not document.from_command_line(path):
+            missing.append(_message(document, path, f"{name} is not here; get it from {obtain}"))
+        else:
+            problems.append((path, f"{name} does not exist (looked in the working directory and around the recipe)"))
+
+    for section, key in (("data", "train"), ("data", "validation"), ("evaluation", "sources")):
+        holder = data.get(section)
+        sources = holder.get(key) if isinstance(holder, dict) else None
+        for index, source in enumerate(sources if isinstance(sources, list) else []):
+            if not isinstance(source, dict):
+                continue
+            obtain = source.get("obtain") if isinstance(source.get("obtain"), str) else None
+            kind = str(source.get("format"))
+            if kind == "degraded_photos":
+                names: tuple[str, ...] = ("photos",)
+            else:
+                names = ("references",) if kind.startswith("hub") else ("labels", "images", "references")
+            for name in names:
+                look_up(source, (section, key, index, name), obtain)
+    look_up(data.get("training"), ("training", "deepspeed"))
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("name_or_path"), str):
+        found = find_file(model["name_or_path"], document.path)
+        if found is not None and found.is_dir():
+            model["name_or_path"] = str(found)
+    return data, missing, problems
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
