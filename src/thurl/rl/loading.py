@@ -1,0 +1,169 @@
+"""Loading a vision-language model and its processor: a folder, a Hub name, or a PEFT adapter folder.
+
+Safetensors only. A checkpoint that leaves a parameter without a value is refused: it would be scored with random
+numbers in that place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from thurl.errors import DataError, MissingRequirementError
+
+
+__all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder"]
+
+logger = logging.getLogger(__name__)
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The folder `name_or_path` names, None for the name of a Hub repository.
+
+    Raises:
+        MissingRequirementError: it can only be a folder and is not there.
+    """
+    text = os.fspath(name_or_path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    looks_local = text.startswith((".", "~", os.sep)) or text.count("/") > 1 or "\\" in text or not text
+    if looks_local or path.is_file():
+        raise MissingRequirementError(
+            f"model {text!r} is not a folder: give a folder written by `save_pretrained` (config.json, *.safetensors, "
+            "tokenizer and processor files), an adapter folder, or the name of a Hub repository"
+        )
+    return None
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether `folder` holds a PEFT adapter and no whole model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def load_vision_language_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: Any = "auto",
+    base_model: str | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> tuple[Any, Any]:
+    """Load model and processor with the Auto classes; key layouts from before transformers 5 load as well.
+
+    Args:
+        name_or_path: folder, Hub repository, or PEFT adapter folder (the base model it names is loaded first).
+        dtype: "auto" (as saved), a torch dtype or its name.
+        base_model: base of an adapter, when the one named in its configuration has moved.
+        revision: commit, tag or branch of a Hub repository.
+        attn_implementation: "sdpa", "eager", "flash_attention_2"; None leaves it to transformers.
+        min_pixels, max_pixels: area in pixels a picture is resized into; None keeps the processor's.
+
+    Returns:
+        (model in evaluation mode, processor)
+
+    Raises:
+        MissingRequirementError: model, weights, processor or the adapter's base cannot be found.
+        DataError: parameters without a value in the checkpoint, or of another shape.
+    """
+    folder = local_folder(name_or_path)
+    if folder is not None and is_adapter_folder(folder):
+        return _load_adapter(
+            folder,
+            dtype=dtype,
+            base_model=base_model,
+            attn_implementation=attn_implementation,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+    source = str(folder) if folder is not None else os.fspath(name_or_path)
+    model = _load_model(source, dtype=dtype, revision=revision, attn_implementation=attn_implementation)
+    return model, _load_processor(source, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
+
+
+def _load_model(source: str, *, dtype: Any, revision: str | None, attn_implementation: str | None) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except OSError as error:
+        raise _missing(source, "model", error) from None
+    except ValueError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise DataError(f"{source} is no model that takes a picture and a text: {_first_line(error)}") from None
+    absent = sorted(info["missing_keys"])
+    wrong = sorted(str(key) for key in info.get("mismatched_keys") or ())
+    if absent or wrong:
+        raise DataError(
+            f"{source}: {len(absent)} parameters have no value and {len(wrong)} another shape in the checkpoint, for "
+            f"example {', '.join((absent + wrong)[:3])}; they would be random. Save the whole model again."
+        )
+    if info["unexpected_keys"]:
+        unexpected = sorted(info["unexpected_keys"])
+        logger.warning("%s: %d unused weights, for example %s", source, len(unexpected), ", ".join(unexpected[:3]))
+    return model.eval()
+
+
+def _load_processor(source: str, *, revision: str | None, min_pixels: int | None, max_pixels: int | None) -> Any:
+    from transformers import AutoProcessor
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options |= {
+        name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None
+    }
+    try:
+        return AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise _missing(source, "processor", error) from None
+
+
+def _load_adapter(folder: Path, *, dtype: Any, base_model: str | None, attn_implementation: str | None, **pixels: Any):
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise MissingRequirementError(f"adapter folder {folder} has no adapter_model.safetensors: save it again")
+    try:
+        base = base_model or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{folder / 'adapter_config.json'} is not readable ({error}): save the adapter again"
+        ) from None
+    if not base:
+        raise DataError(f"{folder / 'adapter_config.json'} names no base model: pass `base_model`")
+    try:
+        base_folder = local_folder(base)
+        source = str(base_folder) if base_folder is not None else base
+        model = _load_model(source, dtype=dtype, revision=None, attn_implementation=attn_implementation)
+    except MissingRequirementError as error:
+        raise MissingRequirementError(
+            [f"adapter {folder} needs its base model {base!r}; if it has moved, pass `base_model`", *error.problems]
+        ) from None
+    model = PeftModel.from_pretrained(model, str(folder)).eval()
+    own = any((folder / name).is_file() for name in _PROCESSOR_FILES)
+    return model, _load_processor(str(folder) if own else source, revision=None, **pixels)
+
+
+def _missing(source: str, what: str, error: Exception) -> MissingRequirementError:
+    where = "the folder" if Path(source).is_dir() else "the Hub or the local cache"
+    return MissingRequirementError(
+        f"{what} {source!r} cannot be loaded from {where} ({_first_line(error)}). Check the name, or download it on a "
+        f"machine with network (`hf download {source} --local-dir FOLDER`) and pass the folder; weights must be "
+        "*.safetensors with config.json, tokenizer and processor files beside them."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
