@@ -1,6 +1,6 @@
-"""Write constraints.txt: the exact version of everything `pip install "thurl[vision,test,docs]"` brings, as installed here.
+"""Print constraints.txt: exact versions of all that `pip install "thurl[vision,test,docs]"` brings, as installed here.
 
-Run it in the environment in which the whole test suite has just passed: `python scripts/constraints.py > constraints.txt`.
+For the environment in which the whole test suite has just passed; `make constraints` runs it in .venv.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ HEADER = """\
 # The tested set. Install with it to get what the tests ran on:  pip install -e ".[vision]" -c constraints.txt
 # Written by scripts/constraints.py; lower bounds for other combinations are in pyproject.toml.
 #
-# torch and torchvision must be builds of one kind: torchvision on the package index is linked against the default torch
-# build, and beside a `+cpu` torch `import torchvision` fails, which Qwen-VL processors need. `==2.13.0` alone also accepts
-# `2.13.0+cpu` where such a wheel is in reach, hence the exclusion. For CPU wheels take both from PyTorch's own index,
-# without this file (README, "CPU wheels"). CUDA libraries and triton are not listed: they follow torch.
+# torch and torchvision must be builds of one kind: torchvision on the package index is linked against the default
+# torch build, and beside a `+cpu` torch `import torchvision` fails, which Qwen-VL processors need. `==2.13.0` alone
+# also accepts `2.13.0+cpu` where such a wheel is in reach, hence the exclusion. For CPU wheels take both from
+# PyTorch's own index, without this file (README, "CPU wheels"). CUDA libraries and triton follow torch, hence no pins.
+#
+# numpy stays below 2.4: vLLM 0.31.0 asks for that on Python 3.11 and 3.12 (through mistral-common).
 """
 
 

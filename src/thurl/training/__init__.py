@@ -1,0 +1,1 @@
+"""What every method that trains shares: result files and run reports."""
