@@ -1,0 +1,1 @@
+"""Rated pictures: opening them safely, reading label files, splitting, and degrading photographs."""

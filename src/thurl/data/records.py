@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -70,16 +71,20 @@ class RowProblems:
     Args:
         source: name of the label file, for the message.
         fix: closing sentence that says what to do.
+
+    Attributes:
+        file: the file being read, set by formats that read several; empty otherwise.
     """
 
     def __init__(self, source: str, fix: str = "Correct or remove these rows."):
         self.source = source
         self.fix = fix
-        self.problems: list[tuple[int, str]] = []
+        self.file = ""
+        self.problems: list[tuple[str, int, str]] = []
 
     def add(self, row: int, message: str) -> None:
-        """Note that `row` (counted from 1) breaks a rule."""
-        self.problems.append((row, message))
+        """Note that `row` (counted from 1) of the file `self.file` breaks a rule."""
+        self.problems.append((self.file, row, message))
 
     def number(self, row: int, name: str, value: object, *, minimum: float | None = None) -> float | None:
         """The number in a cell; notes a problem and returns `None` when it is not a usable one."""
@@ -94,9 +99,9 @@ class RowProblems:
         if not self.problems:
             return
         problems = sorted(self.problems)
-        bad_rows = len({row for row, _ in problems})
+        bad_rows = len({(file, row) for file, row, _ in problems})
         lines = [f"{self.source}: {bad_rows} row{'s' if bad_rows != 1 else ''} cannot be used"]
-        lines += [f"  row {row}: {message}" for row, message in problems[:SHOWN]]
+        lines += [f"  {file} row {row}: {text}".replace("   row", "  row") for file, row, text in problems[:SHOWN]]
         if len(problems) > SHOWN:
             lines.append(f"  ... and {len(problems) - SHOWN} more")
         lines.append(self.fix)
@@ -144,15 +149,16 @@ def nearest_name(name: str, choices: Iterable[str]) -> str | None:
 
 def check_rated_images(records: Sequence[RatedImage], problems: RowProblems) -> None:
     """Notes pictures that are rated twice in one data set: such a picture would be compared with itself."""
-    first: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str, str], RatedImage] = {}
+    several = len({record.source for record in records}) > 1
     for record in records:
         key = (record.dataset, record.image)
         if key in first:
-            problems.add(
-                record.row, f"{record.image} is already rated in row {first[key]}; a picture may have one row only"
-            )
+            problems.file = os.path.basename(record.source) if several else ""
+            where = first[key].where if several else f"row {first[key].row}"
+            problems.add(record.row, f"{record.image} is already rated in {where}; a picture may have one row only")
         else:
-            first[key] = record.row
+            first[key] = record
 
 
 def _short(value: object) -> str:

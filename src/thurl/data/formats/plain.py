@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from thurl.data.formats.tables import find_columns, image_path, read_table
-from thurl.data.records import RatedImage, RowProblems
-from thurl.errors import DataError
+from thurl.data.formats.tables import Rows, find_columns, read_table
+from thurl.data.records import RatedImage, RowProblems, nearest_name
+from thurl.errors import UsageError
 
 
-__all__ = ["read_csv"]
+__all__ = ["FIELDS", "column_names", "read_csv"]
 
 FIELDS = ("image", "mos", "std", "dataset", "reference")
 
@@ -33,40 +33,42 @@ def read_csv(
         problems: receives the bad rows.
         allow_outside: see `thurl.data.formats.tables.image_path`.
         columns: other names for the five columns, for example `{"image": "file", "mos": "score"}`.
+
+    Raises:
+        DataError: a needed column is missing.
+        UsageError: `columns` names something else than the five fields.
     """
-    renamed = {name: (columns or {}).get(name, name) for name in FIELDS}
+    renamed = column_names(columns)
     table = read_table(path, problems=problems)
     explicit = [renamed[name] for name in FIELDS[2:] if name in (columns or {})]
     where = find_columns(path, table.columns, [renamed["image"], renamed["mos"], *explicit], list(renamed.values()))
-    index = {name: where.get(renamed[name]) for name in FIELDS}
+    at = {name: where[column] for name, column in renamed.items() if column in where}
     used = set(where.values())
-    rest = [(name, at) for at, name in enumerate(table.columns) if at not in used and name]
-    records = []
+    rest = [(name, index) for index, name in enumerate(table.columns) if index not in used and name]
+    rows = Rows(path, images, problems, allow_outside)
     for row, cells in table.rows:
-
-        def cell(name: str, cells: list[str] = cells) -> str:
-            at = index[name]
-            return cells[at] if at is not None else ""
-
-        mos = problems.number(row, renamed["mos"], cell("mos"))
-        std = problems.number(row, renamed["std"], cell("std"), minimum=0.0) if cell("std") else None
-        try:
-            image = image_path(images, cell("image"), allow_outside=allow_outside)
-        except DataError as error:
-            problems.add(row, str(error))
-            continue
-        if mos is None or (std is None and cell("std")):
-            continue
-        records.append(
-            RatedImage(
-                image=image,
-                mos=mos,
-                std=std,
-                dataset=cell("dataset") or dataset or path.stem,
-                reference=cell("reference") or None,
-                row=row,
-                source=str(path),
-                extra={name: cells[at] for name, at in rest},
-            )
+        cell = {name: cells[index] for name, index in at.items()}
+        rows.add(
+            row,
+            cell["image"],
+            cell["mos"],
+            cell.get("std"),
+            dataset=cell.get("dataset") or dataset or path.stem,
+            reference=cell.get("reference"),
+            extra={name: cells[index] for name, index in rest},
+            names=(renamed["mos"], renamed["std"]),
         )
-    return records
+    return rows.records
+
+
+def column_names(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Column of each of the five fields; raises UsageError for a sixth."""
+    for name in columns or {}:
+        if name not in FIELDS:
+            near = nearest_name(name, FIELDS)
+            raise UsageError(
+                f"columns: {name!r} is not a field"
+                + (f"; nearest: {near!r}" if near else "")
+                + f". Fields: {', '.join(FIELDS)}."
+            )
+    return {name: (columns or {}).get(name, name) for name in FIELDS}

@@ -6,20 +6,93 @@ import csv
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from thurl.data.records import RowProblems, nearest_name
-from thurl.errors import DataError, MissingRequirementError
+from thurl.data.records import RatedImage, RowProblems, nearest_name
+from thurl.errors import DataError, MissingRequirementError, UsageError
 
 
-__all__ = ["Table", "find_columns", "image_path", "read_table", "read_text"]
+__all__ = [
+    "Rows",
+    "Table",
+    "distortion_of",
+    "find_columns",
+    "image_path",
+    "read_bytes",
+    "read_table",
+    "read_text",
+    "require_choice",
+]
 
 logger = logging.getLogger(__name__)
 
 # A label file holds at most a few million short rows. A larger file is some other file.
 MAX_BYTES = 1 << 30
+
+# KADID-10k "I01_23_05.png" and TID2013 "I01_23_5.bmp": reference, kind of distortion, level.
+_DISTORTED = re.compile(r"i[0-9]{2}_([0-9]{2})_0?([0-9])", re.IGNORECASE)
+
+
+@dataclass
+class Rows:
+    """Builds the records of one label file; what cannot be used goes to `problems`.
+
+    Args:
+        source: label file.
+        images: folder the picture names are relative to.
+        problems: receives the bad rows.
+        allow_outside: see `image_path`.
+    """
+
+    source: Path
+    images: str | os.PathLike[str]
+    problems: RowProblems
+    allow_outside: bool = False
+    records: list[RatedImage] = field(default_factory=list)
+
+    def add(
+        self,
+        row: int,
+        image: object,
+        mos: object,
+        std: object = None,
+        *,
+        dataset: str,
+        reference: str | None = None,
+        extra: dict[str, str] | None = None,
+        names: tuple[str, str] = ("mos", "std"),
+    ) -> None:
+        """Checks one row and keeps it when it can be used. `names`: columns of `mos` and `std`, for messages.
+
+        An empty or absent `std` means that the file states none.
+        """
+        value = self.problems.number(row, names[0], mos)
+        spread: float | None = None
+        has_std = std is not None and str(std).strip() != ""
+        if has_std:
+            spread = self.problems.number(row, names[1], std, minimum=0.0)
+        try:
+            path = image_path(self.images, str(image or ""), allow_outside=self.allow_outside)
+        except DataError as error:
+            self.problems.add(row, str(error))
+            return
+        if value is None or (has_std and spread is None):
+            return
+        self.records.append(
+            RatedImage(
+                image=path,
+                mos=value,
+                std=spread,
+                dataset=dataset,
+                reference=reference or None,
+                row=row,
+                source=str(self.source),
+                extra=extra or {},
+            )
+        )
 
 
 @dataclass
@@ -178,3 +251,15 @@ def image_path(root: str | os.PathLike[str] | None, name: str, *, allow_outside:
             f"image {name!r} lies outside the picture folder; use a path relative to it, or allow_outside=True"
         )
     return os.path.normpath(os.path.join(root or "", unix))
+
+
+def distortion_of(image: str) -> dict[str, str]:
+    """`kind` and `level` of a KADID-10k or TID2013 picture from its name; empty for any other name."""
+    found = _DISTORTED.fullmatch(Path(image).stem)
+    return {"kind": found[1], "level": found[2]} if found else {}
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises UsageError when an option of a format has a value it does not know."""
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
