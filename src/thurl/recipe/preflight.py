@@ -37,16 +37,25 @@ def missing_requirements(loaded: LoadedRecipe) -> list[str]:
         loaded: a validated recipe.
 
     Raises:
-        UsageError: several GPUs are visible but there is one process.
+        UsageError: everything is there, but the run was started without the launcher it needs.
     """
     recipe = loaded.recipe
     training = recipe.training
-    return [
+    missing = [
         *_model(recipe.model),
         *_data(loaded),
         *_packages(recipe, training),
         *_devices(recipe, training),
     ]
+    # Of no use to somebody who has no GPU: only what stands in the way of a run that has everything.
+    if not missing and training.get("deepspeed") and "RANK" not in os.environ:
+        raise UsageError(
+            "training.deepspeed: ZeRO needs the processes of a launcher; start with `accelerate launch --multi_gpu "
+            "RECIPE` or `torchrun --nproc_per_node GPUS RECIPE`, or set `training.deepspeed=null`"
+        )
+    if not missing and training.get("deepspeed") and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UsageError("training.deepspeed: the launcher starts FSDP; set `training.deepspeed=null`")
+    return missing
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
@@ -160,7 +169,7 @@ def _data(loaded: LoadedRecipe) -> list[str]:
         sources += recipe.evaluation.sources
     found: list[str] = []
     for source in sources:
-        if source.format == "degraded_photos" or source.format.startswith("hub"):
+        if source.format in ("degraded_photos", "hub"):
             continue
         try:
             from thurl.data.sources import load_source

@@ -143,6 +143,14 @@ class LabelsSource(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the format's reader, for example `columns` of `csv`."""
 
+    def problems(self) -> list[Problem]:
+        valid = LABEL_FORMATS[self.format].options
+        return [
+            (("options", name), f"`{self.format}` has no option `{name}`{nearest(name, valid)}; it has {list(valid)}")
+            for name in self.options
+            if name not in valid
+        ]
+
     @field_validator("format")
     @classmethod
     def _known_format(cls, value: str) -> str:
@@ -158,20 +166,26 @@ class LabelsSource(Section):
 
 
 class DegradedPhotosSource(Section):
-    """Generated training data: bundled photographs, degraded (`thurl.rl.degraded_photos.write_degraded_photos`)."""
+    """Generated images: crops of photographs, degraded (`thurl.rl.degraded_photos.write_degraded_photos`)."""
 
     format: Literal["degraded_photos"]
     split: Literal["train", "validation", "held_out"]
-    count: int | None = Field(None, ge=1)
+    group: str | None = None
+    repeats: int = Field(20, ge=1)
+    scale: Literal["five", "hundred"] = "five"
+    dataset: str | None = None
+    size: int = Field(56, ge=28)
+    crop: Annotated[tuple[int, int], Field(strict=False)] = (128, 256)
     seed: int = 0
-    folder: str | None = None
-    """Where the PNG files and the CSV are written; below `training.output_dir` when left out."""
     photos: str | None = None
     """Folder of photographs to degrade instead of the bundled ones."""
-    dataset: str | None = None
-    max_images: int | None = Field(None, ge=1)
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further keyword arguments of the generator."""
+    folder: str | None = None
+    """Where the PNG files and the CSV are written; below `training.output_dir` when left out."""
+
+    def write_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `write_degraded_photos` other than `photos`, which holds opened pictures there."""
+        names = ("split", "group", "repeats", "scale", "dataset", "size", "crop", "seed")
+        return {name: getattr(self, name) for name in names}
 
 
 def _source_tag(value: Any) -> str:
@@ -189,8 +203,12 @@ class PromptSection(Section):
     """What the model is asked. Released checkpoints expect the preset's exact strings (`thurl.rl.prompts`)."""
 
     preset: Literal["thurl", "official"] = "thurl"
-    question: str | None = Field(None, min_length=1)
     think: bool = True
+    question: str | None = Field(None, min_length=1)
+    think_suffix: str | None = Field(None, min_length=1)
+    direct_suffix: str | None = Field(None, min_length=1)
+    vision_id: bool | None = None
+    system: str | None = None
 
 
 class DataSection(Section):
@@ -252,7 +270,8 @@ class RewardSection(Section):
     score_range: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 5.0)
     scope: Literal["global", "device"] = "global"
     failed: Literal["minimum", "none"] = "minimum"
-    parse_mode: Literal["strict", "official"] = "strict"
+    parse_mode: Literal["strict", "official"] | None = None
+    """`strict` when left out, `official` with `mode: official`."""
     format_mode: Literal["official", "strict"] = "official"
     accuracy_weight: float = Field(1.0, ge=0)
     format_weight: float = Field(1.0, ge=0)
@@ -298,22 +317,30 @@ class RewardSection(Section):
 class SamplerSection(Section):
     """Dataset-pure blocks of images (`thurl.rl.DatasetBlockSampler`)."""
 
-    block_size: int = Field(8, ge=1)
-    weights: Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(gt=0)]] = "uniform"
+    block_size: int = Field(8, ge=2)
+    weights: Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(gt=0)]] = "proportional"
+    """Which dataset the next block comes from: by its blocks left, uniformly (official code), or as given."""
+    remainder: Literal["carry", "fill"] = "carry"
 
 
 class WarmStartSection(Section):
     """Supervised stages before reinforcement learning, without any information on scores (`thurl.rl.warm_start`)."""
 
     seed: int | None = None
-    vision_steps: int = Field(0, ge=0)
-    vision_batch_size: int = Field(64, ge=1)
-    vision_learning_rate: float = Field(2e-3, gt=0)
-    format_steps: int = Field(0, ge=0)
-    format_batch_size: int = Field(48, ge=1)
-    format_learning_rate: float = Field(2e-3, gt=0)
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further keyword arguments of the stages."""
+    """`training.seed` when left out."""
+    pretext_steps: int = Field(600, ge=0)
+    pretext_batch: int = Field(64, ge=1)
+    pretext_lr: float = Field(2e-3, gt=0)
+    format_steps: int = Field(500, ge=0)
+    format_batch: int = Field(48, ge=1)
+    format_lr: float = Field(2e-3, gt=0)
+    score_weight: float = Field(0.3, gt=0)
+    train_vision: bool = True
+    weight_decay: float = Field(0.01, ge=0)
+
+    def stage_options(self) -> dict[str, Any]:
+        """Keyword arguments of `thurl.rl.warm_start.WarmStartOptions`."""
+        return self.model_dump(exclude={"seed"})
 
 
 class EvaluationSection(Section):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from thurl.data.labels import LABEL_FORMATS
 from thurl.errors import UsageError
 from thurl.recipe.document import Document, find_file, read_document
 from thurl.recipe.fields import Problem
@@ -247,7 +248,7 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
     A source that says where to `obtain` its files may lack them (`missing`); any other absent file is a mistake.
     """
     data = _copy(document.data)
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     problems: list[Problem] = []
 
     def look_up(holder: Any, path: tuple[str | int, ...], obtain: str | None = None) -> None:
@@ -258,7 +259,7 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
         if found is not None:
             holder[path[-1]] = str(found)
         elif obtain and not document.from_command_line(path):
-            missing.append(_message(document, path, f"{name} is not here; get it from {obtain}"))
+            missing.setdefault(name, _message(document, path, f"{name} is not here; get it from {obtain}"))
         else:
             problems.append((path, f"{name} does not exist (looked in the working directory and around the recipe)"))
 
@@ -269,12 +270,7 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
             if not isinstance(source, dict):
                 continue
             obtain = source.get("obtain") if isinstance(source.get("obtain"), str) else None
-            kind = str(source.get("format"))
-            if kind == "degraded_photos":
-                names: tuple[str, ...] = ("photos",)
-            else:
-                names = ("references",) if kind.startswith("hub") else ("labels", "images", "references")
-            for name in names:
+            for name in _file_keys(str(source.get("format"))):
                 look_up(source, (section, key, index, name), obtain)
     look_up(data.get("training"), ("training", "deepspeed"))
     model = data.get("model")
@@ -282,7 +278,14 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
         found = find_file(model["name_or_path"], document.path)
         if found is not None and found.is_dir():
             model["name_or_path"] = str(found)
-    return data, missing, problems
+    return data, list(missing.values()), problems
+
+
+def _file_keys(source_format: str) -> tuple[str, ...]:
+    if source_format == "degraded_photos":
+        return ("photos",)
+    known = LABEL_FORMATS.get(source_format)
+    return ("labels", "images", "references") if known is None or known.is_file else ("images", "references")
 
 
 def _copy(value: Any) -> Any:

@@ -107,6 +107,4 @@ def _block_problems(sections: Mapping[str, Any], training: dict[str, Any], world
                 f"of {size} images x {group} generations; use `scope: global` or another block size",
             )
         )
-    if reward.kind == "thurstone" and size < 2:
-        found.append((("sampler", "block_size"), f"is {size}, but a comparison needs at least 2 images"))
     return found
