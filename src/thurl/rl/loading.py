@@ -19,6 +19,7 @@ __all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder"]
 
 logger = logging.getLogger(__name__)
 
+_HUB_SECONDS = 10.0
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -30,7 +31,7 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     """
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return path
     looks_local = text.startswith((".", "~", os.sep)) or text.count("/") > 1 or "\\" in text or not text
     if looks_local or path.is_file():
@@ -83,15 +84,46 @@ def load_vision_language_model(
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
+    if folder is not None and not (folder / "config.json").is_file():
+        raise MissingRequirementError(
+            f"folder {str(folder)!r} holds no model (no config.json) and no adapter (no adapter_config.json): give a "
+            "folder written by `save_pretrained`, for example the output folder of a training run"
+        )
     source = str(folder) if folder is not None else os.fspath(name_or_path)
-    model = _load_model(source, dtype=dtype, revision=revision, attn_implementation=attn_implementation)
-    return model, _load_processor(source, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
+    hub = {} if folder is not None else _hub_options(source, revision)
+    model = _load_model(source, dtype=dtype, attn_implementation=attn_implementation, hub=hub)
+    return model, _load_processor(source, hub=hub, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
-def _load_model(source: str, *, dtype: Any, revision: str | None, attn_implementation: str | None) -> Any:
-    from transformers import AutoModelForImageTextToText
+def _hub_options(name: str, revision: str | None) -> dict[str, Any]:
+    """Arguments for loading from the Hub. One short request first: transformers itself retries for minutes."""
+    import httpx
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+            return options
+        error: Exception = OSError("HF_HUB_OFFLINE is set")
+    except GatedRepoError:
+        return options  # loading uses the login of this machine and explains what is lacking
+    except (RepositoryNotFoundError, HFValidationError) as problem:
+        raise _missing(name, "model", problem) from None
+    except (httpx.HTTPError, HfHubHTTPError, OSError) as problem:
+        error = problem
+    if not cached:
+        raise _missing(name, "model", error)
+    logger.info("%s: the Hub does not answer (%s), using the copy in the cache", name, _first_line(error))
+    return {**options, "local_files_only": True}
+
+
+def _load_model(source: str, *, dtype: Any, attn_implementation: str | None, hub: dict[str, Any]) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    options = dict(hub)
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
@@ -117,11 +149,10 @@ def _load_model(source: str, *, dtype: Any, revision: str | None, attn_implement
     return model.eval()
 
 
-def _load_processor(source: str, *, revision: str | None, min_pixels: int | None, max_pixels: int | None) -> Any:
+def _load_processor(source: str, *, hub: dict[str, Any], min_pixels: int | None, max_pixels: int | None) -> Any:
     from transformers import AutoProcessor
 
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    options |= {
+    options = hub | {
         name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None
     }
     try:
@@ -146,14 +177,15 @@ def _load_adapter(folder: Path, *, dtype: Any, base_model: str | None, attn_impl
     try:
         base_folder = local_folder(base)
         source = str(base_folder) if base_folder is not None else base
-        model = _load_model(source, dtype=dtype, revision=None, attn_implementation=attn_implementation)
+        hub = {} if base_folder is not None else _hub_options(source, None)
+        model = _load_model(source, dtype=dtype, attn_implementation=attn_implementation, hub=hub)
     except MissingRequirementError as error:
         raise MissingRequirementError(
             [f"adapter {folder} needs its base model {base!r}; if it has moved, pass `base_model`", *error.problems]
         ) from None
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     own = any((folder / name).is_file() for name in _PROCESSOR_FILES)
-    return model, _load_processor(str(folder) if own else source, revision=None, **pixels)
+    return model, _load_processor(str(folder) if own else source, hub={} if own else hub, **pixels)
 
 
 def _missing(source: str, what: str, error: Exception) -> MissingRequirementError:
