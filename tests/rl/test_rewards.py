@@ -89,7 +89,7 @@ def test_golden_scopes(index, scope):
 
 OPTIONS = [
     {},
-    {"comparison": "each"},
+    {"comparison": "scores"},
     {"variance": "fixed"},
     {"variance": "floored", "variance_value": 0.5},
     {"mode": "official"},
@@ -161,7 +161,7 @@ def test_right_order_earns_more_than_wrong_order():
 
 def test_comparison_with_each_score_equals_the_plain_loops():
     scores, valid, mos, _ = _random_set(b=4, k=3)
-    rewards = thurstone_fidelity_rewards(scores, valid, mos, comparison="each")
+    rewards = thurstone_fidelity_rewards(scores, valid, mos, comparison="scores")
     var = scores.var(dim=1)
     for i in range(4):
         for k in range(3):
@@ -293,7 +293,7 @@ def test_infinite_scores():
         ({"scope": "device"}, "give `device`"),
         ({"targets": "soft"}, "needs `mos_std`"),
         ({"targets": "soft", "mos_std": torch.tensor([1.0, -1.0, 1.0])}, r"position \[1\] is negative"),
-        ({"comparison": "median"}, "'median'.*mean, each"),
+        ({"comparison": "median"}, "'median'.*mean, scores"),
         ({"variance": "fixed", "variance_value": 0.0}, "must be positive"),
         ({"tie_margin": -1.0}, "0 or more"),
         ({"score_range": (5, 1)}, "below the second"),
@@ -309,10 +309,10 @@ def test_bad_input(change, message):
 
 def test_options_object_and_overrides_agree():
     scores, valid, mos, _ = _random_set()
-    options = RankRewardOptions(comparison="each")
+    options = RankRewardOptions(comparison="scores")
     assert torch.equal(
         thurstone_fidelity_rewards(scores, valid, mos, options=options),
-        thurstone_fidelity_rewards(scores, valid, mos, comparison="each"),
+        thurstone_fidelity_rewards(scores, valid, mos, comparison="scores"),
     )
 
 

@@ -8,7 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from thurl.errors import ThurlError, UsageError
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, RankReward, build_rank_dataset
-from thurl.rl.trainer import check_image_markers, freeze_parameters
+from thurl.rl.trainer import check_image_markers, check_rollout, freeze_parameters
 
 
 def _args(folder, **fields):
@@ -115,6 +115,15 @@ def test_markers_check_accepts_what_agrees():
     markers[0, 0] = 1
     with pytest.raises(ThurlError, match=r"rows \[0\]"):
         check_image_markers({"prompt_ids": ids, "mm_token_type_ids": markers}, 7)
+
+
+@pytest.mark.parametrize(("difference", "fine"), [(0.002, True), (0.54, False), (float("nan"), False)])
+def test_rollouts_of_another_model_are_refused(difference, fine):
+    if fine:
+        check_rollout(difference)
+    else:
+        with pytest.raises(ThurlError, match="another prompt or other weights"):
+            check_rollout(difference)
 
 
 def test_defaults_are_the_papers():

@@ -45,7 +45,7 @@ class RankRewardOptions:
     Args:
         mode: `"default"`, or `"official"` for the numbers of the published code: scores are used however far out of
             range, and an undefined comparison counts as p = 0.5.
-        comparison: `"mean"`: own score against the opponent's mean (Eq. 1); `"each"`: p averaged over the
+        comparison: `"mean"`: own score against the opponent's mean (Eq. 1); `"scores"`: p averaged over the
             opponent's single scores (Eq. 7).
         variance: `"sample"`: unbiased variance over an image's valid scores; `"fixed"`: `variance_value` for every
             image (Thurstone case V); `"floored"`: sample variance, at least `variance_value`, which keeps groups that
@@ -65,7 +65,7 @@ class RankRewardOptions:
     """
 
     mode: Literal["default", "official"] = "default"
-    comparison: Literal["mean", "each"] = "mean"
+    comparison: Literal["mean", "scores"] = "mean"
     variance: Literal["sample", "fixed", "floored"] = "sample"
     variance_value: float = 1.0
     targets: Literal["hard", "soft"] = "hard"
@@ -78,7 +78,7 @@ class RankRewardOptions:
 
     _CHOICES = {
         "mode": ("default", "official"),
-        "comparison": ("mean", "each"),
+        "comparison": ("mean", "scores"),
         "variance": ("sample", "fixed", "floored"),
         "targets": ("hard", "soft"),
         "out_of_range": ("official", "clip", "invalid"),

@@ -1,0 +1,69 @@
+"""One process and two give the same rewards, advantages and weights (spec, section 9.3), through the real launcher."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from thurl.rl.tiny import build_tiny_qwen2_5_vl
+
+
+SCRIPT = Path(__file__).with_name("distributed_ranking.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model, processor = build_tiny_qwen2_5_vl(0)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    for index in range(16):
+        Image.fromarray(np.full((56 + 28 * (index % 2), 56, 3), 10 * index, np.uint8)).save(path / f"{index}.png")
+    return path
+
+
+def _run(folder, name, world_size, rows, block_size):
+    output = folder / name
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        # A rendezvous on port 0 lets the system choose, so that two test runs at the same time do not meet.
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world_size)]
+        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT)]
+        + [str(output), str(world_size), str(rows), str(block_size), str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    states = [json.loads(Path(f"{output}.{rank}.json").read_text()) for rank in range(world_size)]
+    return states, load_file(f"{output}.0.safetensors")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("rows", "block_size"),
+    [(16, 4), (6, 3)],  # K = 4: with 6 rows per device the middle group is split over the two processes
+    ids=["whole_groups", "split_groups"],
+)
+def test_two_processes_equal_one(folder, rows, block_size):
+    (one,), weights_one = _run(folder, f"one{rows}", 1, 2 * rows, block_size)
+    two, weights_two = _run(folder, f"two{rows}", 2, rows, block_size)
+    assert len(one["rewards"]) == 2 and np.shape(one["rewards"][0]) == (2 * rows, 2)
+    assert np.std(one["rewards"]) > 0.1, "the script must make unequal rewards"
+    for step in range(2):
+        for state in two:
+            np.testing.assert_allclose(state["rewards"][step], one["rewards"][step], atol=1e-6)
+        advantages = two[0]["advantages"][step] + two[1]["advantages"][step]
+        np.testing.assert_allclose(advantages, one["advantages"][step], atol=1e-5)
+    np.testing.assert_allclose(two[0]["losses"], one["losses"], atol=1e-5)
+    for name, value in weights_one.items():
+        torch.testing.assert_close(weights_two[name], value, atol=1e-6, rtol=0)
+    assert set(one["moved"]) == set(weights_one), "full fine-tuning moves every parameter"
