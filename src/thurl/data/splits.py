@@ -120,8 +120,8 @@ def select_split(records: Sequence[RatedImage], split: str, *, seed: int = 0) ->
         own = _stem(record.reference or "")
         if not any(own in names for names in lists.values()):
             raise DataError(
-                f"{record.where}: reference is {record.reference!r}, which is not one of the references of {record.dataset}; "
-                "leave `split` out for a part of the data set, and give `references`"
+                f"{record.where}: reference is {record.reference!r}, which is not one of {record.dataset}; "
+                "give the reference of each picture, or use `references` instead of `split`"
             )
         if own in lists[split]:
             chosen.add(id(record))
@@ -147,7 +147,7 @@ def select_references(records: Sequence[RatedImage], references: Iterable[str]) 
     if unknown:
         problems = []
         for name in unknown:
-            near = nearest_name(name, known.values())
+            near = known.get(nearest_name(_stem(name), known) or "")
             problems.append(f"references: {name!r} is in no row" + (f"; nearest: {near!r}" if near else ""))
         raise UsageError(problems)
     return [record for record in records if record.reference and _stem(record.reference) in wanted]
@@ -185,7 +185,8 @@ def _stem(name: str) -> str:
 
 def _rank(seed: int, dataset: str, name: str) -> bytes:
     # The folder is left out: the same data set in another place must give the same split.
-    short = name.split(" ", 1)[0] + " " + name.replace("\\", "/").rsplit("/", 1)[-1]
+    kind, _, path = name.partition(" ")
+    short = f"{kind} {path.replace(chr(92), '/').rsplit('/', 1)[-1]}"
     return hashlib.sha256(f"{seed}\0{dataset}\0{short}".encode()).digest() + name.encode()
 
 

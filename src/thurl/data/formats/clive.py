@@ -26,6 +26,8 @@ MAX_ITEMS = 1_000_000
 
 _NAME_COLUMNS = ("image", "image_name", "name", "filename", "file", "img_name")
 
+_NUMBERS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+
 # Shown to the raters before the test: Images/trainingImages/t1.bmp to t7.bmp.
 _PRACTICE = {f"t{number}.bmp" for number in range(1, 8)}
 
@@ -120,17 +122,17 @@ def _load(path: Path, variable: str) -> list:
     if variable not in listed:
         raise DataError(f"{path}: no variable {variable}; found {', '.join(map(str, listed)) or 'none'}")
     shape, kind = listed[variable]
-    wanted = "cell" if variable == "AllImages_release" else "double"
-    if kind not in (wanted, "single" if wanted == "double" else wanted):
-        raise DataError(f"{path}: {variable} is of class {kind}; it must be {wanted}")
+    is_text = variable == "AllImages_release"
+    if kind not in (("cell",) if is_text else _NUMBERS):
+        raise DataError(f"{path}: {variable} is of class {kind}; it must be {'cell' if is_text else 'double'}")
     if len(shape) != 2 or min(shape) != 1 or max(shape) > MAX_ITEMS:
         raise DataError(f"{path}: {variable} has the shape {shape}; it must be a vector")
     try:
         array = loadmat(path, variable_names=[variable], struct_as_record=True)[variable].reshape(-1)
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a MATLAB file: {error}; download it again") from error
-    if wanted == "double":
-        if array.dtype.kind != "f":
+    if not is_text:
+        if array.dtype.kind not in "fiu":
             raise DataError(f"{path}: {variable} holds {array.dtype}; it must hold real numbers")
         return [float(value) for value in array]
     return [_cell_text(cell, path, index) for index, cell in enumerate(array, start=1)]

@@ -93,7 +93,7 @@ def read_hub_image(reference: str) -> tuple[str, bytes]:
         raise ImageError(f"{reference[:100]}: not a reference to a picture of a Hub data set: {error}") from None
     try:
         cell = _pictures(key, column)[index][column]
-    except (IndexError, KeyError) as error:
+    except (IndexError, KeyError, ValueError) as error:
         raise ImageError(f"{label}: no such row or column: {error}; read the labels again") from None
     if cell is None or (cell.get("bytes") is None and not cell.get("path")):
         raise ImageError(f"{label}: the row holds no picture; remove it from the data set")
