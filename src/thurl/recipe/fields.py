@@ -104,7 +104,7 @@ def check_fields(values: Mapping[str, Any], schema: str) -> list[Problem]:
     for name, value in values.items():
         if name not in fields:
             problems.append(((name,), f"unknown key `{name}`{nearest(name, fields)}"))
-        elif name in _REFUSED and value not in (None, False, ""):
+        elif name in _REFUSED and value not in (None, False, "", fields[name]["default"]):
             problems.append(((name,), f"`{name}` cannot be set here: {_REFUSED[name]}"))
         elif name == "trust_remote_code" and value:
             problems.append(((name,), "`trust_remote_code: true` would run code from the Hub; thurl never does"))

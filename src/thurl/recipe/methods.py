@@ -21,7 +21,7 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "visualquality_r1": Method(
         recipe="thurl.recipe.visualquality_r1:VisualQualityR1Recipe",
-        run="thurl.recipe.visualquality_r1:run",
+        run="thurl.recipe.visualquality_r1_run:run",
         summary="image quality by reinforcement learning to rank (arXiv 2505.14460)",
     ),
 }

@@ -138,6 +138,9 @@ class LabelsSource(Section):
     max_images: int | None = Field(None, ge=1)
     normalise: bool = False
     check_images: Literal["all", "none"] = "all"
+    seed: int = 0
+    """Of the split, where none is published, and of the draw of `max_images`."""
+    allow_outside: bool = False
     obtain: str | None = None
     """Where to get the files. With it, absent files stop a run (exit 3); without it they are a mistake (exit 2)."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -161,8 +164,7 @@ class LabelsSource(Section):
 
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `thurl.data.sources.load_source`."""
-        values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("obtain", "options")}
-        return values | self.options
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "obtain"}
 
 
 class DegradedPhotosSource(Section):
@@ -176,6 +178,7 @@ class DegradedPhotosSource(Section):
     dataset: str | None = None
     size: int = Field(56, ge=28)
     crop: Annotated[tuple[int, int], Field(strict=False)] = (128, 256)
+    vary: bool = False
     seed: int = 0
     photos: str | None = None
     """Folder of photographs to degrade instead of the bundled ones."""
@@ -184,7 +187,7 @@ class DegradedPhotosSource(Section):
 
     def write_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `write_degraded_photos` other than `photos`, which holds opened pictures there."""
-        names = ("split", "group", "repeats", "scale", "dataset", "size", "crop", "seed")
+        names = ("split", "group", "repeats", "scale", "dataset", "size", "crop", "vary", "seed")
         return {name: getattr(self, name) for name in names}
 
 

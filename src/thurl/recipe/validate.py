@@ -17,7 +17,7 @@ from thurl.recipe.document import Document, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.suggest import nearest, shown
+from thurl.recipe.suggest import closest, nearest, shown
 
 
 __all__ = ["LoadedRecipe", "load_recipe", "resolved"]
@@ -51,8 +51,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, processes: i
         UsageError: all problems found, one message each: `file.yaml:12: training.lr: unknown key ...`.
     """
     document = read_document(path, overrides)
-    recipe_class = _recipe_class(document)
-    data, missing, problems = _look_up_files(document)
+    recipe_class, problems = _recipe_class(document)
+    data, missing, file_problems = _look_up_files(document)
+    problems += file_problems
     sections, section_problems = _validate_sections(recipe_class, data)
     problems += section_problems
     # Combinations are judged even when single training fields are wrong; the recipe class leaves those out.
@@ -75,18 +76,19 @@ def resolved(recipe: BaseModel, *, defaults: bool = False) -> dict[str, Any]:
     return data
 
 
-def _recipe_class(document: Document) -> Any:
+def _recipe_class(document: Document) -> tuple[Any, list[Problem]]:
+    """Class of the method, or of the one that was probably meant, so that the rest can be checked as well."""
     method = document.data.get("method")
     if isinstance(method, str) and method in METHODS:
-        return load_attribute(METHODS[method].recipe)
-    known = ", ".join(METHODS)
-    if "method" not in document.data:
-        near = next((nearest("method", [key]) for key in document.data if nearest("method", [key])), "")
-        hint = near.replace("did you mean", "is it the key that was meant:") if near else ""
-        raise UsageError(f"{document.path}:1: required key `method` is missing (one of {known}){hint}")
-    raise UsageError(
-        _message(document, ("method",), f"{shown(method)} is not one of {known}{nearest(method, METHODS)}")
-    )
+        return load_attribute(METHODS[method].recipe), []
+    if "method" in document.data:
+        message = f"{shown(method)} is not one of {', '.join(METHODS)}{nearest(method, METHODS)}"
+    else:
+        message = f"required key `method` is missing (one of {', '.join(METHODS)})"
+    meant = next(iter(METHODS)) if len(METHODS) == 1 else closest(method, METHODS)
+    if meant is None:
+        raise UsageError(_message(document, ("method",), message))
+    return load_attribute(METHODS[meant].recipe), [(("method",), message)]
 
 
 def _order(document: Document) -> Any:
@@ -109,11 +111,14 @@ def _validate_sections(recipe_class: Any, data: Mapping[str, Any]) -> tuple[dict
     """Validate each section alone, so that one broken section hides no problem of another."""
     sections: dict[str, Any] = {}
     problems: list[Problem] = []
-    fields = recipe_class.model_fields
+    fields = dict(recipe_class.model_fields)
     for name in data:
         if name not in fields:
             problems.append(((name,), _unknown_section(name, fields)))
     for name, field in fields.items():
+        if name == "method":
+            sections[name] = data.get(name)  # judged when the class was chosen
+            continue
         if name not in data:
             if field.is_required():
                 problems.append(((name,), f"required section `{name}:` is missing"))

@@ -1,0 +1,420 @@
+"""Runs a VisualQuality-R1 recipe: data, starting model, evaluation, GRPO, evaluation, control, results and report.
+
+The sixty lines that matter are `train`; everything they call is public in `thurl.rl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import set_seed
+from trl.models import unwrap_model_for_generation
+
+from thurl.data.records import RatedImage
+from thurl.errors import ThurlError
+from thurl.recipe.sections import DegradedPhotosSource, LabelsSource
+from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe
+from thurl.rl.dataset import build_rank_dataset, shuffle_mos
+from thurl.rl.decoding import Decoding
+from thurl.rl.eval_callback import QualityEvalCallback
+from thurl.rl.prompts import PRESETS, PromptPreset, save_prompt
+from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
+from thurl.rl.rewards import RankRewardOptions
+from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
+from thurl.training.progress import ProgressLines, SaveBeside, quiet_trainer
+from thurl.version import __version__
+
+
+__all__ = ["Study", "TrainedRun", "load_study", "run", "starting_point", "train"]
+
+logger = logging.getLogger(__name__)
+
+_LOG_FIELDS = {
+    "reward": ("reward", ".3f"),
+    "rewards/thurstone_fidelity/mean": ("rank", ".3f"),
+    "rewards/threshold/mean": ("threshold", ".3f"),
+    "rewards/format/mean": ("format", ".2f"),
+    "rank/parse_rate": ("parsed", ".0%"),
+    "rank/batch_srcc": ("batch SRCC", ".2f"),
+    "kl": ("KL", ".3f"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """The rated pictures of a recipe, by use."""
+
+    train: list[RatedImage]
+    validation: list[RatedImage] = field(default_factory=list)
+    test: list[RatedImage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What one training run left behind.
+
+    `log` is the trainer's log history, `validation` the entries of `QualityEvalCallback.history`; `before` and `after`
+    are results of `evaluate_model` on the test sets, None where not asked for.
+    """
+
+    log: list[dict[str, Any]]
+    validation: list[dict[str, float]]
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    seconds: dict[str, float]
+
+
+def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train, evaluate and report as the recipe says; called by `thurl.recipe.launch` on every process.
+
+    Returns:
+        the record of the run, as in the results file.
+
+    Raises:
+        ThurlError: data, model or settings that cannot be used; see the modules called.
+    """
+    from thurl.recipe.visualquality_r1_report import write_report
+
+    args = training_arguments(recipe)
+    folder = Path(args.output_dir)
+    started = time.perf_counter()
+    study = load_study(recipe, folder)
+    model_path = starting_point(recipe, study.train, folder, recipe_path, overrides)
+    start_seconds = time.perf_counter() - started
+    main = train(recipe, args, study, model_path)
+    main.seconds.update(start=start_seconds, total=time.perf_counter() - started)
+    control = None
+    if recipe.control.shuffle_mos:
+        logger.info("Control: the same run on shuffled labels, which must learn nothing")
+        shuffled = replace(study, train=shuffle_mos(study.train, recipe.control.seed))
+        control_args = training_arguments(recipe, output_dir=str(folder / "control"), push_to_hub=False)
+        control = train(recipe, control_args, shuffled, model_path, name="control")
+    return write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
+
+
+def training_arguments(recipe: VisualQualityR1Recipe, **changes: Any) -> RankGRPOConfig:
+    """The recipe's `training` section as a trainer configuration; `changes` win."""
+    return RankGRPOConfig(
+        **{
+            **recipe.training,
+            "reward_weights": [recipe.reward.accuracy_weight, recipe.reward.format_weight],
+            **changes,
+        }
+    )
+
+
+def train(
+    recipe: VisualQualityR1Recipe, args: RankGRPOConfig, study: Study, model_path: str, name: str = ""
+) -> TrainedRun:
+    """One GRPO run from the model at `model_path`, with evaluation before, during and after."""
+    preset = prompt_preset(recipe)
+    set_seed(args.seed)  # a new adapter's weights are drawn below
+    model, processor = load_model(recipe, args, model_path)
+    trainer = RankGRPOTrainer(
+        model,
+        reward_funcs=reward_functions(recipe),
+        args=args,
+        train_dataset=build_rank_dataset(study.train, preset, mode="think" if recipe.data.prompt.think else "direct"),
+        processing_class=processor,
+        peft_config=adapter_config(recipe),
+        block_size=recipe.sampler.block_size,
+        sampler_weights=recipe.sampler.weights,
+        remainder=recipe.sampler.remainder,
+    )
+    quiet_trainer(trainer)
+    trainer.add_callback(ProgressLines(_LOG_FIELDS, f"{name}: " if name else ""))
+    trainer.add_callback(SaveBeside(lambda folder: save_prompt(folder, preset)))
+    section = recipe.evaluation
+    watch = None
+    if section is not None and section.every_steps and study.validation:
+        records = study.validation[: section.max_images]
+        path = Path(args.output_dir) / "validation.jsonl"
+        watch = evaluator(recipe, trainer, preset, records, every=section.every_steps, path=path)
+        trainer.add_callback(watch)
+    test = evaluator(recipe, trainer, preset, study.test) if study.test else None
+    clock = time.perf_counter()
+    before = test.evaluate(trainer.model) if test and section.before and not name else None
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    saved = time.perf_counter()
+    trainer.save_model()
+    if trainer.accelerator.is_main_process:
+        save_prompt(args.output_dir, preset)
+    after = test.evaluate(trainer.model) if test and section.after else None
+    seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return TrainedRun(list(trainer.state.log_history), watch.history if watch else [], before, after, seconds)
+
+
+def evaluator(
+    recipe: VisualQualityR1Recipe, trainer: RankGRPOTrainer, preset: PromptPreset, records: Any, **options: Any
+) -> QualityEvalCallback:
+    """Evaluation of fixed pictures as the recipe says, by the model as it is in the trainer."""
+    section = recipe.evaluation
+    return QualityEvalCallback(
+        trainer.processing_class,
+        records,
+        preset=preset,
+        decoding=decoding(recipe),
+        batch_size=section.batch_size,
+        grouping=section.grouping,
+        # Puts sharded parameters together; without ZeRO-3 it is the plain model.
+        gather=lambda _: unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator),
+        **options,
+    )
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def load_study(recipe: VisualQualityR1Recipe, folder: Path) -> Study:
+    """Read (and, for generated sources, first write) the pictures of all sources.
+
+    Raises:
+        MissingRequirementError, DataError, UsageError: see `thurl.data.sources.load_source`.
+    """
+    validation = load_sources(recipe, recipe.data.validation, folder)
+    tests = recipe.evaluation.sources if recipe.evaluation else ()
+    study = Study(load_sources(recipe, recipe.data.train, folder), validation, load_sources(recipe, tests, folder))
+    counts = f"{len(study.train)} pictures to train on"
+    for name, records in (("validate", study.validation), ("test", study.test)):
+        counts += f", {len(records)} to {name}" if records else ""
+    logger.info("%s: %s", ", ".join(sorted({record.dataset for record in study.train})), counts)
+    return study
+
+
+def load_sources(
+    recipe: VisualQualityR1Recipe, sources: Sequence[LabelsSource | DegradedPhotosSource], folder: Path
+) -> list[RatedImage]:
+    from thurl.data.sources import load_source
+
+    records: list[RatedImage] = []
+    for source in sources:
+        if isinstance(source, DegradedPhotosSource):
+            records += load_source("csv", _written_photos(source, folder), check_images="none")
+            continue
+        arguments = source.load_arguments()
+        if recipe.data.on_corrupt == "error":
+            # Decoding every picture takes minutes: one process does it, and ends the others when it finds a bad one.
+            with PartialState().main_process_first():
+                if not PartialState().is_main_process:
+                    arguments["check_images"] = "none"
+                records += load_source(**arguments)
+        else:
+            records += load_source(**arguments, on_corrupt=recipe.data.on_corrupt)
+    return records
+
+
+def _written_photos(source: DegradedPhotosSource, folder: Path) -> Path:
+    """The label file of a generated source; written once by one process, taken from there when it is complete."""
+    from thurl.data.photos import folder_photos
+    from thurl.rl.degraded_photos import write_degraded_photos
+
+    arguments = source.write_arguments()
+    key = _fingerprint({**arguments, "photos": source.photos})
+    place = Path(source.folder) if source.folder else folder / "data" / (source.dataset or source.split)
+    done = place / "complete.json"
+    state = PartialState()
+    if state.is_main_process and not (done.is_file() and done.read_text() == key):
+        logger.info("Writing degraded photographs to %s", place)
+        photos = folder_photos(source.photos) if source.photos else None
+        write_degraded_photos(place, **arguments, photos=photos)
+        done.write_text(key)
+    state.wait_for_everyone()
+    return place / "labels.csv"
+
+
+# -- model ---------------------------------------------------------------------------------------------------------
+
+
+def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
+    """The preset of `data.prompt` with its own words put in. Training never shows the vision id."""
+    section = recipe.data.prompt
+    changes = {
+        name: getattr(section, name)
+        for name in ("question", "think_suffix", "direct_suffix", "system")
+        if getattr(section, name) is not None
+    }
+    preset = replace(PRESETS[section.preset], vision_id=bool(section.vision_id))
+    return replace(preset, **changes, name="recipe") if changes else preset
+
+
+def starting_point(
+    recipe: VisualQualityR1Recipe,
+    records: Sequence[RatedImage],
+    folder: Path,
+    recipe_path: str,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Folder or Hub name of the model to start from; a tiny one is built, warm-started and saved first.
+
+    One process builds it, outside the process group, so that the start does not depend on how many there are; a
+    finished start of the same settings is used again.
+    """
+    if recipe.model.tiny is None:
+        return str(recipe.model.name_or_path)
+    place = folder / "start"
+    done = place / "complete.json"
+    key = _fingerprint(
+        {
+            "model": recipe.model.tiny.model_dump(),
+            "warm_start": recipe.warm_start.model_dump() if recipe.warm_start else None,
+            "data": [source.model_dump() for source in recipe.data.train],
+            "prompt": prompt_preset(recipe).text("think"),
+            "seed": recipe.training.get("seed"),
+        }
+    )
+    state = PartialState()
+    if state.is_main_process and not (done.is_file() and done.read_text() == key):
+        if state.num_processes == 1:
+            build_start(recipe, records, place)
+            done.write_text(key)
+        else:
+            _build_in_a_process_of_its_own(recipe_path, overrides)
+    state.wait_for_everyone()
+    if not done.is_file():
+        raise ThurlError(f"The starting model in {place} was not finished; the first process says why.")
+    return str(place)
+
+
+def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], place: Path) -> None:
+    """Build a tiny model, teach it to see and to answer without any information on scores, and save it."""
+    from thurl.rl.tiny import build_tiny_qwen2_5_vl
+    from thurl.rl.warm_start import WarmStartOptions, warm_start
+
+    tiny, preset = recipe.model.tiny, prompt_preset(recipe)
+    seed = int(recipe.training.get("seed", 42))
+    model, processor = build_tiny_qwen2_5_vl(
+        seed if tiny.seed is None else tiny.seed,
+        hidden=tiny.hidden,
+        layers=tiny.layers,
+        vision_depth=tiny.vision_depth,
+        **tiny.options,
+    )
+    logger.info("Built a Qwen2.5-VL of %d parameters", sum(parameter.numel() for parameter in model.parameters()))
+    if recipe.warm_start is not None:
+        logger.info("Warm start: it learns to see and to answer in the format, without any information on scores")
+        result = warm_start(
+            model,
+            processor,
+            records,
+            question=preset.text("think" if recipe.data.prompt.think else "direct"),
+            options=WarmStartOptions(**recipe.warm_start.stage_options()),
+            seed=seed if recipe.warm_start.seed is None else recipe.warm_start.seed,
+        )
+        logger.info("Warm start done in %.0f s: %s", result.pop("seconds"), _rounded(result))
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
+    save_prompt(place, preset)
+
+
+def _build_in_a_process_of_its_own(recipe_path: str, overrides: Sequence[str]) -> None:
+    """`build_start` where no launcher's variables are set: inside a process group Trainer would wait for the others."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in launcher and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
+    }
+    subprocess.run([sys.executable, "-m", __name__, recipe_path, *overrides], env=environment, check=False)
+
+
+def load_model(recipe: VisualQualityR1Recipe, args: RankGRPOConfig, model_path: str) -> tuple[Any, Any]:
+    """Model and processor to train, frozen as the recipe says.
+
+    Full fine-tuning without DeepSpeed keeps float32 weights and computes in bfloat16: at a learning rate of 1e-6 an
+    update of a bfloat16 weight rounds to nothing. DeepSpeed keeps its own float32 copy, and adapters are float32.
+    """
+    from thurl.rl.loading import load_vision_language_model
+
+    section = recipe.model
+    dtype = section.dtype
+    if recipe.adapter is None and not args.deepspeed and (args.bf16 or args.fp16) and dtype in ("auto", "bfloat16"):
+        logger.info("model.dtype %s: float32 weights, computed in lower precision (no DeepSpeed, no adapter)", dtype)
+        dtype = "float32"
+    if section.revision:
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": section.revision}  # of the reference
+    model, processor = load_vision_language_model(
+        model_path,
+        dtype=dtype,
+        revision=section.revision,
+        attn_implementation=section.attn_implementation,
+        min_pixels=section.min_pixels,
+        max_pixels=section.max_pixels,
+    )
+    if section.freeze and recipe.adapter is None:
+        freeze_parameters(model, section.freeze)
+    return model, processor
+
+
+def adapter_config(recipe: VisualQualityR1Recipe) -> Any:
+    """`peft.LoraConfig` of the recipe's adapter, None for full fine-tuning."""
+    section = recipe.adapter
+    if section is None:
+        return None
+    from peft import LoraConfig
+
+    targets = section.target_modules
+    return LoraConfig(
+        r=section.r,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=r".*(^|\.)visual(\.|$).*" if section.exclude_vision else None,
+        use_rslora=section.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def reward_functions(recipe: VisualQualityR1Recipe) -> list[Any]:
+    """Ranking (or threshold) reward and format reward; their weights are in the training arguments."""
+    section = recipe.reward
+    if section.kind == "threshold":
+        accuracy: Any = ThresholdReward(section.threshold, section.parse_mode or "strict")
+    else:
+        names = RankRewardOptions.__dataclass_fields__
+        options = {name: getattr(section, name) for name in names if getattr(section, name, None) is not None}
+        block = recipe.sampler.block_size if section.scope == "device" else None
+        accuracy = RankReward(parse_mode=section.parse_mode, block_size=block, options=RankRewardOptions(**options))
+    return [accuracy, FormatReward(section.format_mode)]
+
+
+def decoding(recipe: VisualQualityR1Recipe) -> Decoding:
+    """How evaluation draws answers."""
+    section = recipe.evaluation
+    names = ("mode", "n_samples", "seed", "temperature", "top_k", "top_p", "max_new_tokens")
+    return Decoding(**{name: getattr(section, name) for name in names})
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    text = json.dumps({**settings, "thurl": __version__}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rounded(values: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items())
+
+
+def _main(recipe_path: str, overrides: Sequence[str]) -> None:
+    from thurl.recipe.validate import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe = load_recipe(recipe_path, overrides).recipe
+    folder = Path(recipe.training["output_dir"])
+    starting_point(recipe, load_study(recipe, folder).train, folder, recipe_path, overrides)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2:])
