@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -271,9 +270,11 @@ def _memory_gib() -> float | None:
 
 
 def _cuda_devices() -> list[str]:
-    # Only asked where torch is loaded already: a script without torch has not used a GPU through it.
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    try:
+        import torch
+    except ImportError:
+        return []
+    if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
