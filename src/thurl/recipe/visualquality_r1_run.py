@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
-from trl.models import unwrap_model_for_generation
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
@@ -170,10 +170,18 @@ def evaluator(
         decoding=decoding(recipe),
         batch_size=section.batch_size,
         grouping=section.grouping,
-        # Puts sharded parameters together; without ZeRO-3 it is the plain model.
-        gather=lambda _: unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator),
+        gather=whole_parameters,
         **options,
     )
+
+
+def whole_parameters(model: Any) -> AbstractContextManager[Any]:
+    """Context in which the parameters of a ZeRO-3 model are whole on every process; nothing to do for others."""
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -296,13 +304,8 @@ def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], pl
 
     tiny, preset = recipe.model.tiny, prompt_preset(recipe)
     seed = int(recipe.training.get("seed", 42))
-    model, processor = build_tiny_qwen2_5_vl(
-        seed if tiny.seed is None else tiny.seed,
-        hidden=tiny.hidden,
-        layers=tiny.layers,
-        vision_depth=tiny.vision_depth,
-        **tiny.options,
-    )
+    shape = tiny.model_dump(exclude={"seed"})
+    model, processor = build_tiny_qwen2_5_vl(seed if tiny.seed is None else tiny.seed, **shape)
     logger.info("Built a Qwen2.5-VL of %d parameters", sum(parameter.numel() for parameter in model.parameters()))
     if recipe.warm_start is not None:
         logger.info("Warm start: it learns to see and to answer in the format, without any information on scores")
@@ -321,7 +324,7 @@ def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], pl
 
 
 def _build_in_a_process_of_its_own(recipe_path: str, overrides: Sequence[str]) -> None:
-    """`build_start` where no launcher's variables are set: inside a process group Trainer would wait for the others."""
+    """`build_start` without the launcher's variables: inside a process group Trainer would wait for the others."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {
         name: value
