@@ -165,6 +165,13 @@ def test_absent_files_are_a_mistake_unless_the_source_says_where_to_get_them(fol
     assert "typo.csv does not exist" in problems_of(path, "data.train.0.labels=typo.csv")[0]
 
 
+def test_messages_are_one_printable_line(folder):
+    wild = "a\n\x1b[31mb"
+    path = write(folder, **{wild: 1, "model": {wild: 1, "name_or_path": "x"}, "sampler": {"weights": wild}})
+    found = problems_of(path, f"data.train.0.format={wild!r}".replace("'", '"'))
+    assert len(found) >= 4 and all(line.isprintable() for line in found)
+
+
 def test_hub_data_sets_are_not_files(folder):
     assert load_recipe(write(folder, data={"train": [{"format": "hub", "labels": "org/set"}]})).missing == ()
 

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from thurl.errors import UsageError
-from thurl.recipe.suggest import shown
+from thurl.recipe.suggest import printable, shown
 
 
 __all__ = ["FOOTER", "HEADER", "Document", "find_file", "parse_value", "read_document"]
@@ -178,9 +178,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise UsageError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+        raise UsageError(printable(f"{place}: not valid YAML: {error.problem or error.context}")) from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(printable(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
     except RecursionError:
         raise UsageError(f"{name}: nested too deeply; a recipe has at most {_MAX_DEPTH} levels") from None
 
@@ -230,7 +230,7 @@ def read_document(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -
         except UsageError as error:
             problems += error.problems
     if problems:
-        raise UsageError(problems)
+        raise UsageError([printable(problem) for problem in problems])
     return Document(path, data, builder.lines, overrides, executable, overridden)
 
 

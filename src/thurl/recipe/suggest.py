@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-__all__ = ["closest", "nearest", "shown"]
+__all__ = ["closest", "nearest", "printable", "shown"]
 
 
 def closest(name: object, valid: Iterable[object]) -> str | None:
@@ -21,6 +21,11 @@ def nearest(name: object, valid: Iterable[object]) -> str:
     """`"; did you mean `x`?"` for the closest of `valid`, the empty string when nothing is close."""
     found = closest(name, valid)
     return f"; did you mean `{found}`?" if found else ""
+
+
+def printable(text: str) -> str:
+    """`text` on one line and without control characters, which a foreign recipe could aim at the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from thurl.recipe.document import Document, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.suggest import closest, nearest, shown
+from thurl.recipe.suggest import closest, nearest, printable, shown
 
 
 __all__ = ["LoadedRecipe", "load_recipe", "resolved"]
@@ -101,7 +101,7 @@ def _order(document: Document) -> Any:
 
 
 def _message(document: Document, path: tuple[str | int, ...], text: str) -> str:
-    return f"{document.where(path)}: {'.'.join(map(str, path))}: {text}"
+    return printable(f"{document.where(path)}: {'.'.join(map(str, path))}: {text}")
 
 
 # --- sections ---------------------------------------------------------------------------------------------------
