@@ -1,0 +1,121 @@
+"""The tiny recipe from end to end, shortened, through the launchers people use."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thurl.recipe.validate import load_recipe
+from thurl.recipe.visualquality_r1_run import adapter_config, prompt_preset, reward_functions, training_arguments
+
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "tiny" / "visualquality_r1.yaml"
+SHORT = (
+    "model.tiny.hidden=32 model.tiny.heads=1 model.tiny.vision_hidden=32 model.tiny.vision_heads=1 "
+    "warm_start.pretext_steps=4 warm_start.format_steps=60 warm_start.format_batch=16 data.train.0.repeats=4 "
+    "data.train.1.repeats=4 data.validation.0.repeats=1 evaluation.sources.0.repeats=1 evaluation.every_steps=1 "
+    "evaluation.n_samples=2 training.max_steps=2 training.logging_steps=1 training.num_generations=4 "
+    "sampler.block_size=4 training.seed=5"
+).split()
+
+
+def _launch(command, tmp_path, *overrides):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(RECIPE), *SHORT, "training.output_dir=out", "report.results=out/results.json"]
+        + ["report.html=out/report.html", *overrides],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done, tmp_path / "out"
+
+
+@pytest.mark.distributed
+def test_accelerate_launch_trains_evaluates_and_reports(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    done, out = _launch(
+        [*command, str(ROOT / "accelerate_configs" / "cpu.yaml")],
+        tmp_path,
+        "training.per_device_train_batch_size=32",
+        "control.shuffle_mos=true",
+    )
+    results = json.loads((out / "results.json").read_text())
+    (record,) = results["runs"]
+    assert record["seed"] == 5 and record["seconds"] > 0
+    assert {"srcc_before", "srcc_after", "srcc_control", "plcc_after"} <= set(record)
+    assert set(record["per_degradation"]) == {"noise", "blur", "blocks", "darkness"}
+    assert [entry["step"] for entry in results["validation"]] == [0, 1, 2]
+    assert results["overrides"][0] == SHORT[0]
+    assert "overall" in done.stdout and "SRCC" in done.stdout
+    report = (out / "report.html").read_text()
+    assert "SRCC control" in report and "://" not in report, "one page, nothing fetched"
+    # What it leaves behind can be scored with, asked the question it was trained on.
+    from thurl.rl import QualityScorer
+
+    scorer = QualityScorer.from_pretrained(out)
+    assert scorer.preset.question == "Rate the quality of this picture from 1 to 5."
+    picture = next((out / "data" / "held_out" / "images").glob("*.png"))
+    assert len(scorer.score([picture], max_new_tokens=16)) == 1
+    assert (out / "control" / "model.safetensors").is_file()
+
+
+@pytest.mark.distributed
+def test_two_processes_with_an_adapter(tmp_path):
+    """The start is built by one process, outside the group; the adapter leaves the vision tower alone."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    _, out = _launch(
+        [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"],
+        tmp_path,
+        "training.per_device_train_batch_size=16",
+        "model.freeze=[]",
+        "adapter={r: 4, alpha: 8}",
+        "training.save_strategy=steps",
+        "training.save_steps=1",
+    )
+    from safetensors import safe_open
+
+    with safe_open(out / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        assert names and not [name for name in names if "visual" in name]
+        assert any(weights.get_tensor(name).abs().sum() > 0 for name in names if "lora_B" in name)
+    record = json.loads((out / "results.json").read_text())["runs"][0]
+    assert record["srcc_control"] is None
+    for folder in (out, out / "checkpoint-1"):
+        assert json.loads((folder / "thurl_prompt.json").read_text())["question"].startswith("Rate the quality")
+
+
+def _recipe(name, *overrides):
+    return load_recipe(str(ROOT / "recipes" / name), list(overrides)).recipe
+
+
+def test_the_papers_recipe_becomes_the_papers_settings(monkeypatch):
+    recipe = _recipe("visualquality_r1.yaml")
+    rank, formatting = reward_functions(recipe)
+    assert rank.options.comparison == "mean" and rank.options.variance == "sample" and rank.options.scope == "device"
+    assert rank.block_size == 8 and rank.options.eps == 1e-6 and formatting.mode == "official"
+    assert adapter_config(recipe) is None
+    preset = prompt_preset(recipe)
+    assert preset.text("think").startswith("You are doing the image quality assessment task.")
+    assert not preset.vision_id
+
+
+def test_regression_and_adapter_recipes():
+    threshold, _ = reward_functions(_recipe("visualquality_r1_regression.yaml"))
+    assert threshold.__name__ == "threshold" and threshold.threshold == 0.35
+    lora = adapter_config(_recipe("visualquality_r1_lora.yaml"))
+    assert lora.r > 0 and "visual" in lora.exclude_modules
+
+
+def test_reward_weights_reach_the_trainer(tmp_path):
+    recipe = _recipe("tiny/visualquality_r1.yaml", "reward.format_weight=0.5", f"training.output_dir={tmp_path}")
+    args = training_arguments(recipe)
+    assert args.reward_weights == [1.0, 0.5]
+    assert args.num_generations == 8 and args.loss_type == "grpo"
