@@ -6,6 +6,7 @@ numbers in that place.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from thurl.errors import DataError, MissingRequirementError
 
 
-__all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder"]
+__all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder", "weights_fingerprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,19 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
 def is_adapter_folder(folder: Path) -> bool:
     """Whether `folder` holds a PEFT adapter and no whole model."""
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Short hash of the names, sizes and times of the weight files and of the configuration: tells a retrained model
+    in the same folder from the old one without reading gigabytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.safetensors")):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for name in ("config.json", "adapter_config.json", *_PROCESSOR_FILES):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def load_vision_language_model(

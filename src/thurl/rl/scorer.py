@@ -65,15 +65,23 @@ class QualityScorer:
         processor: its processor. Padding is set to the left, which generation needs.
         preset: question; `PRESETS["thurl"]` when None.
         name: how results call the model.
+        weights: identifies the weights in results (a commit or `weights_fingerprint`).
     """
 
     def __init__(
-        self, model: Any, processor: Any, preset: PromptPreset | str | None = None, *, name: str | None = None
+        self,
+        model: Any,
+        processor: Any,
+        preset: PromptPreset | str | None = None,
+        *,
+        name: str | None = None,
+        weights: str | None = None,
     ):
         self.model = model
         self.processor = processor
         self.preset = _resolve_preset(preset) or PRESETS["thurl"]
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.weights = weights
         tokenizer = self.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -104,7 +112,7 @@ class QualityScorer:
             preset: a `PromptPreset` or a name in `PRESETS`. None takes `thurl_prompt.json` beside the model, else
                 "official" for the released VisualQuality-R1-7B checkpoints, else "thurl".
         """
-        from thurl.rl.loading import load_vision_language_model, local_folder
+        from thurl.rl.loading import load_vision_language_model, local_folder, weights_fingerprint
 
         chosen = _resolve_preset(preset)
         model, processor = load_vision_language_model(
@@ -116,8 +124,8 @@ class QualityScorer:
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
+        folder = local_folder(name_or_path)
         if chosen is None:
-            folder = local_folder(name_or_path)
             chosen = load_prompt(folder) if folder is not None else None
         if chosen is None:
             base = os.path.basename(os.fspath(name_or_path).rstrip("/\\"))
@@ -125,7 +133,8 @@ class QualityScorer:
             logger.info("%s brings no thurl_prompt.json: asked with preset %r", name_or_path, chosen.name)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, chosen, name=os.fspath(name_or_path))
+        weights = weights_fingerprint(folder) if folder else getattr(model.config, "_commit_hash", None)
+        return cls(model.to(device), processor, chosen, name=os.fspath(name_or_path), weights=weights)
 
     @property
     def tokenizer(self) -> Any:
@@ -137,6 +146,7 @@ class QualityScorer:
         size = getattr(getattr(self.processor, "image_processor", None), "size", None)
         return {
             "model": self.name,
+            "weights": self.weights,
             "prompt": asdict(self.preset),
             "image_size": {key: value for key, value in dict(size).items() if value is not None} if size else None,
             "dtype": str(getattr(self.model, "dtype", "")).removeprefix("torch."),
