@@ -326,14 +326,29 @@ def test_threshold_rewards():
 
 def test_policy_gradient_learns_to_rank_from_the_reward_alone():
     """Spec, section 9.7. Bar set beforehand: SRCC > 0.95; the control's policy must not spread its images."""
-    learnt, _ = _bandit(seed=11, shuffled=False)
-    _, control_spread = _bandit(seed=11, shuffled=True)
+    learnt = _bandit(seed=11, shuffled=False)[0]
+    control_spread = _bandit(seed=11, shuffled=True)[1]
     assert learnt > 0.95
     assert control_spread < 0.1
 
 
-def _bandit(seed: int, shuffled: bool, steps: int = 300, b: int = 16, k: int = 6):
-    """A categorical policy over 41 scores from one feature, trained with the real reward; no language model."""
+def test_a_policy_that_often_fails_to_answer_learns_to_answer():
+    """Spec, section 9.8. Bar set beforehand: from half of the answers unreadable to a parse rate above 0.95, and
+    unreadable answers never earn more than readable ones."""
+    history = _bandit(seed=12, shuffled=False, failing=True)[2]
+    assert history[0]["parse_rate"] == pytest.approx(0.5, abs=0.2)
+    assert history[-1]["parse_rate"] > 0.95
+    for step in history:
+        if step["failed"] is not None:
+            assert step["failed"] <= step["answered"]
+
+
+def _bandit(seed: int, shuffled: bool, failing: bool = False, steps: int = 300, b: int = 16, k: int = 6):
+    """A categorical policy over 41 scores from one feature, trained with the real reward; no language model.
+
+    With `failing`, a 42nd action is an unreadable answer, as likely at the start as all scores together.
+    Returns SRCC, standard deviation of the means over pictures, and per step what was answered and earned.
+    """
     import numpy as np
 
     from thurl.metrics import srcc
@@ -341,20 +356,33 @@ def _bandit(seed: int, shuffled: bool, steps: int = 300, b: int = 16, k: int = 6
     generator = torch.Generator().manual_seed(seed)
     values = torch.linspace(1, 5, 41)
     hidden_w = torch.randn(1, 32, generator=generator)
-    parameters = [hidden_w, torch.zeros(32), torch.randn(32, 41, generator=generator) * 0.1, torch.zeros(41)]
+    actions = 42 if failing else 41
+    bias = torch.zeros(actions)
+    bias[41:] = math.log(41)
+    parameters = [hidden_w, torch.zeros(32), torch.randn(32, actions, generator=generator) * 0.1, bias]
     for parameter in parameters:
         parameter.requires_grad_()
 
     def policy(x):
         return torch.tanh(x[:, None] @ parameters[0] + parameters[1]) @ parameters[2] + parameters[3]
 
+    history = []
     optimizer = torch.optim.Adam(parameters, lr=5e-3)
     for _ in range(steps):
         x = torch.rand(b, generator=generator) * 2 - 1
         mos = x[torch.randperm(b, generator=generator)] if shuffled else x
         log_p = torch.log_softmax(policy(x), dim=1)
         picks = torch.multinomial(log_p.exp(), k, replacement=True, generator=generator)
-        rewards = thurstone_fidelity_rewards(values[picks], torch.ones(b, k, dtype=torch.bool), mos)
+        valid = picks < 41
+        rewards = thurstone_fidelity_rewards(values[picks.clamp(max=40)], valid, mos)
+        history.append(
+            {
+                "parse_rate": float(valid.float().mean()),
+                "failed": float(rewards[~valid].mean()) if not valid.all() else None,
+                "answered": float(rewards[valid].nanmean()),
+            }
+        )
+        rewards = torch.nan_to_num(rewards)  # as TRL's sum over rewards does
         advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
         loss = -(log_p.gather(1, picks) * advantage).mean()
         optimizer.zero_grad()
@@ -362,5 +390,6 @@ def _bandit(seed: int, shuffled: bool, steps: int = 300, b: int = 16, k: int = 6
         optimizer.step()
     with torch.no_grad():
         x = torch.linspace(-1, 1, 64)
-        mean = (torch.softmax(policy(x), dim=1) @ values).numpy()
-    return srcc(mean, x.numpy()), float(np.std(mean))
+        p = torch.softmax(policy(x), dim=1)[:, :41]
+        mean = ((p @ values) / p.sum(dim=1)).numpy()
+    return srcc(mean, x.numpy()), float(np.std(mean)), history
