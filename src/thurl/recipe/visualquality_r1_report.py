@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ def _row(name: str, results: Mapping[str, Any], path: Sequence[str], **more: Any
 def _print_table(rows: Sequence[QualityRow], record: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print()
     console.print(quality_table(rows, title="Agreement with the true order on pictures never seen in training"))
     if record["srcc_before"] is not None:

@@ -32,7 +32,7 @@ from thurl.rl.prompts import PRESETS, PromptPreset, save_prompt
 from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
 from thurl.rl.rewards import RankRewardOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
-from thurl.training.progress import ProgressLines, SaveBeside, quiet_trainer
+from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 from thurl.version import __version__
 
 
@@ -86,6 +86,7 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
     """
     from thurl.recipe.visualquality_r1_report import write_report
 
+    quiet_libraries()
     args = training_arguments(recipe)
     folder = Path(args.output_dir)
     started = time.perf_counter()

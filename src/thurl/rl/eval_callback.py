@@ -160,7 +160,15 @@ class QualityEvalCallback(TrainerCallback):
         else:
             state.log_history.append(dict(entry))
         if state.is_world_process_zero:
-            logger.info("step %d: %s", state.global_step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            logger.info(
+                "step %d | evaluation of %d pictures: SRCC %.3f, PLCC %.3f, parsed %.0f%%, spread of scores %.2f",
+                state.global_step,
+                len(self.records),
+                metrics["eval_srcc"],
+                metrics["eval_plcc"],
+                100 * metrics["eval_parse_rate"],
+                metrics["eval_score_std"],
+            )
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:

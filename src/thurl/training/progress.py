@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
-__all__ = ["ProgressLines", "SaveBeside", "quiet_trainer"]
+__all__ = ["ProgressLines", "SaveBeside", "quiet_libraries", "quiet_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,15 @@ class SaveBeside(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             self.write(folder)
+
+
+def quiet_libraries() -> None:
+    """No bars for loading and saving weights of a small model; a person reads the lines of the run instead."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def quiet_trainer(trainer: Any) -> None:
