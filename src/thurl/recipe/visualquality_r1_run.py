@@ -358,6 +358,10 @@ def load_model(recipe: VisualQualityR1Recipe, args: RankGRPOConfig, model_path: 
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,
     )
+    if recipe.model.tiny is not None:
+        # The trainer would do the same and warn; a saved Qwen2.5-VL configuration keeps these in its text part only.
+        model.config.eos_token_id = processor.tokenizer.eos_token_id
+        model.config.pad_token_id = processor.tokenizer.pad_token_id
     if section.freeze and recipe.adapter is None:
         freeze_parameters(model, section.freeze)
     return model, processor

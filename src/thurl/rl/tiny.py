@@ -248,7 +248,7 @@ def build_tiny_qwen2_5_vl(
                 "rope_theta": 10_000.0,
                 "mrope_section": [pairs - 2 * side, side, side],
             },
-            "bos_token_id": token("<|endoftext|>"),
+            "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
         },
@@ -266,14 +266,17 @@ def build_tiny_qwen2_5_vl(
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
+        eos_token_id=token("<|im_end|>"),
+        pad_token_id=token("<|endoftext|>"),
         tie_word_embeddings=tie_embeddings,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
         init_tiny_weights(model, seed)
+    # As the tokenizer has them, so that no trainer finds anything to align.
     model.generation_config.update(
-        bos_token_id=token("<|endoftext|>"), eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>")
+        bos_token_id=None, eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>")
     )
     return model, processor
 
