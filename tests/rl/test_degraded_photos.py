@@ -91,3 +91,16 @@ def test_all_wrong_settings_are_named_together(tmp_path):
     assert len(caught.value.problems) == 3
     with pytest.raises(UsageError, match="five, hundred"):
         module.write_degraded_photos(tmp_path, repeats=1, scale="ten")
+
+
+def test_varied_crops_stay_natural_and_are_for_training_only(tmp_path, study):
+    rng = np.random.default_rng(0)
+    crop = textured(56)
+    variants = [module.vary_crop(crop, rng) for _ in range(20)]
+    assert len({picture.tobytes() for picture in variants}) == 20
+    assert all(picture.size == (56, 56) and picture.mode == "RGB" for picture in variants)
+    plain = module.write_degraded_photos(tmp_path / "validation", split="validation", repeats=3)
+    for one, two in zip(
+        sorted(plain.parent.glob("images/*")), sorted(study["validation"].parent.glob("images/*")), strict=True
+    ):
+        assert one.read_bytes() == two.read_bytes()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["COLUMNS", "SCALES", "rating", "usable_crop", "write_degraded_photos", "write_learning_study"]
+__all__ = ["COLUMNS", "SCALES", "rating", "usable_crop", "vary_crop", "write_degraded_photos", "write_learning_study"]
 
 
 COLUMNS = ("image", "mos", "dataset", "reference", "kind", "level")
@@ -62,6 +62,7 @@ def write_degraded_photos(
     dataset: str | None = None,
     size: int = 56,
     crop: tuple[int, int] = (128, 256),
+    vary: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write one data set of degraded crops; every kind and level equally often. Same arguments, same files.
@@ -76,6 +77,8 @@ def write_degraded_photos(
         dataset: name in the `dataset` column; default the name of the folder.
         size: side of the pictures in pixels.
         crop: shortest and longest side of the square cut out, in pixels of the photograph; at most its shorter side.
+        vary: turn, recolour and re-expose the crops before they are degraded (see :func:`vary_crop`), so that a few
+            photographs look like more. For training sets only.
         seed: of crops and noise.
 
     Returns:
@@ -112,7 +115,7 @@ def write_degraded_photos(
     for index, photo in enumerate(order):
         kind, level = KINDS[index % len(KINDS)], LEVELS[index // len(KINDS) % len(LEVELS)]
         rng = np.random.default_rng([*stream, 1, index])
-        cut = _cut(pictures[names[photo]], names[photo], size, crop, rng)
+        cut = _cut(pictures[names[photo]], names[photo], size, crop, vary, rng)
         file = f"images/{index:05d}.png"
         degrade(cut, kind, level, rng).save(folder / file, compress_level=1)
         rows.append((file, f"{rating(quality(kind, level), scale):.4f}", name, names[photo], kind, level))
@@ -132,6 +135,7 @@ def write_learning_study(
     held_out_repeats: int = 15,
     size: int = 56,
     crop: tuple[int, int] = (128, 256),
+    vary: bool = True,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write the four data sets of the learning study under `folder`.
@@ -142,12 +146,11 @@ def write_learning_study(
     """
     folder = Path(folder)
     common = {"size": size, "crop": crop, "seed": seed}
+    train = {"repeats": train_repeats, "vary": vary, **common}
     return {
-        "train_five": write_degraded_photos(
-            folder / "train_five", split="train", group="five", repeats=train_repeats, scale="five", **common
-        ),
+        "train_five": write_degraded_photos(folder / "train_five", split="train", group="five", scale="five", **train),
         "train_hundred": write_degraded_photos(
-            folder / "train_hundred", split="train", group="hundred", repeats=train_repeats, scale="hundred", **common
+            folder / "train_hundred", split="train", group="hundred", scale="hundred", **train
         ),
         "validation": write_degraded_photos(
             folder / "validation", split="validation", repeats=validation_repeats, **common
@@ -156,7 +159,23 @@ def write_learning_study(
     }
 
 
-def _cut(photo: Image.Image, name: str, size: int, crop: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def vary_crop(crop: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A natural variant of an undegraded crop: quarter turns, other colours, exposure (gamma) and contrast."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.rot90(np.asarray(crop.convert("RGB"), dtype=np.float32) / 255.0, int(rng.integers(4)))
+    pixels = pixels[..., rng.permutation(3)]
+    grey = pixels.mean(axis=2, keepdims=True)
+    pixels = grey + rng.uniform(0.0, 1.3) * (pixels - grey)
+    pixels = np.clip(pixels, 0.0, 1.0) ** np.exp(rng.uniform(-0.4, 0.4))
+    pixels = pixels.mean() + rng.uniform(0.7, 1.3) * (pixels - pixels.mean())
+    return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+
+
+def _cut(
+    photo: Image.Image, name: str, size: int, crop: tuple[int, int], vary: bool, rng: np.random.Generator
+) -> Image.Image:
     """A usable random square of the photograph, mirrored half of the time, resized to `size` x `size`."""
     from PIL import Image, ImageOps
 
@@ -169,6 +188,8 @@ def _cut(photo: Image.Image, name: str, size: int, crop: tuple[int, int], rng: n
         square = photo.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
         if rng.random() < 0.5:
             square = ImageOps.mirror(square)
+        if vary:
+            square = vary_crop(square, rng)
         if usable_crop(square):
             return square
     raise DataError(

@@ -188,7 +188,6 @@ def _arguments(folder: str, steps: int, batch: int, lr: float, options: WarmStar
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_drop_last=True,
         use_cpu=not _has_gpu(),
     )
 
@@ -205,6 +204,7 @@ def _train(module: nn.Module, n: int, collate: Any, arguments: Any) -> list[dict
     from transformers.trainer_callback import PrinterCallback
 
     set_seed(arguments.seed)
+    arguments.dataloader_drop_last = n >= arguments.per_device_train_batch_size  # a small set is one short batch
     trainer = Trainer(model=module, args=arguments, train_dataset=list(range(n)), data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -310,11 +310,10 @@ def _answer_format(
             self.model = model
 
         def forward(self, weights, **inputs):  # noqa: ANN001, ANN003, ANN202
-            logits = self.model(**inputs, use_cache=False).logits[:, :-1]
-            losses = nn.functional.cross_entropy(
-                logits.flatten(0, 1), inputs["input_ids"][:, 1:].flatten(), reduction="none"
-            )
-            weights = weights[:, 1:].flatten()
+            keep = int(weights.bool().sum(1).max())  # answers end the rows: only their positions need logits
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1]
+            targets, weights = inputs["input_ids"][:, -keep:].flatten(), weights[:, -keep:].flatten()
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
             return {"loss": (losses * weights).sum() / weights.sum()}
 
     frozen = [] if options.train_vision else [p for p in model.model.visual.parameters() if p.requires_grad]
