@@ -55,7 +55,8 @@ install: $(VENV)/.installed-$(EXTRAS)-$(STATE)
 
 quickstart: $(VENV)/.installed-vision-$(STATE)
 	@echo "Training the tiny VisualQuality-R1: no network, no GPU, some minutes on two cores"
-	@HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/tiny/visualquality_r1.yaml
+	@HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_cpu_threads_per_process $$(getconf _NPROCESSORS_ONLN) \
+		--config_file accelerate_configs/cpu.yaml recipes/tiny/visualquality_r1.yaml
 
 quality: $(VENV)/.installed-test-$(STATE)
 	$(BIN)/ruff check .
