@@ -75,6 +75,9 @@ def test_same_seed_same_files_other_seed_other_crops(tmp_path):
 def test_flat_and_dark_photographs_are_refused(tmp_path):
     with pytest.raises(DataError, match="'wall'.*no usable crop"):
         module.write_degraded_photos(tmp_path, photos={"wall": Image.new("RGB", (300, 300), (90, 90, 90))}, repeats=1)
+    photos = {"wall": Image.new("RGB", (300, 300), (90, 90, 90)), "field": textured()}
+    labels = module.write_degraded_photos(tmp_path / "skip", photos=photos, repeats=1, skip_unusable=True)
+    assert {row.reference for row in read_labels(labels, format="csv")} == {"field"}
     assert not module.usable_crop(textured().point(lambda v: v // 8))
     assert module.usable_crop(textured())
 

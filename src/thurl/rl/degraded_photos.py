@@ -63,6 +63,7 @@ def write_degraded_photos(
     size: int = 56,
     crop: tuple[int, int] = (128, 256),
     vary: bool = False,
+    skip_unusable: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write one data set of degraded crops; every kind and level equally often. Same arguments, same files.
@@ -79,6 +80,8 @@ def write_degraded_photos(
         crop: shortest and longest side of the square cut out, in pixels of the photograph; at most its shorter side.
         vary: turn, recolour and re-expose the crops before they are degraded (see :func:`vary_crop`), so that a few
             photographs look like more. For training sets only.
+        skip_unusable: take the next photograph where one has no usable crop, instead of an error; for photographs
+            nobody chose by hand.
         seed: of crops and noise.
 
     Returns:
@@ -115,10 +118,17 @@ def write_degraded_photos(
     for index, photo in enumerate(order):
         kind, level = KINDS[index % len(KINDS)], LEVELS[index // len(KINDS) % len(LEVELS)]
         rng = np.random.default_rng([*stream, 1, index])
-        cut = _cut(pictures[names[photo]], names[photo], size, crop, vary, rng)
+        for attempt in range(len(names)):
+            chosen = names[(photo + attempt) % len(names)]
+            try:
+                cut = _cut(pictures[chosen], chosen, size, crop, vary, rng)
+                break
+            except DataError:
+                if not skip_unusable or attempt + 1 == len(names):
+                    raise
         file = f"images/{index:05d}.png"
         degrade(cut, kind, level, rng).save(folder / file, compress_level=1)
-        rows.append((file, f"{rating(quality(kind, level), scale):.4f}", name, names[photo], kind, level))
+        rows.append((file, f"{rating(quality(kind, level), scale):.4f}", name, chosen, kind, level))
     labels = folder / "labels.csv"
     with labels.open("w", newline="", encoding="utf-8") as stream_out:
         writer = csv.writer(stream_out)

@@ -204,8 +204,10 @@ def _train(module: nn.Module, n: int, collate: Any, arguments: Any) -> list[dict
     from transformers.trainer_callback import PrinterCallback
 
     set_seed(arguments.seed)
-    arguments.dataloader_drop_last = n >= arguments.per_device_train_batch_size  # a small set is one short batch
-    trainer = Trainer(model=module, args=arguments, train_dataset=list(range(n)), data_collator=collate)
+    # One long epoch in which every picture comes equally often: Trainer collects garbage at each start of an epoch,
+    # which for small sets takes longer than the steps.
+    indices = [i % n for i in range(arguments.max_steps * arguments.per_device_train_batch_size)]
+    trainer = Trainer(model=module, args=arguments, train_dataset=indices, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
