@@ -118,7 +118,7 @@ def bundled_photos(split: str, *, group: str | None = None) -> dict[str, Image.I
         spec = find_spec(photo.package)  # finds the folder without importing the package
         if spec is None or spec.origin is None:
             problems.append(
-                f"photograph {name!r}: package {photo.package!r} is not installed; pip install thurl[test]"
+                f"photograph {name!r}: package {photo.package!r} is not installed; pip install thurl[vision]"
             )
             continue
         paths[name] = Path(spec.origin).parent / photo.file
