@@ -17,8 +17,9 @@ from thurl.data.formats.clive import read_clive
 from thurl.data.formats.official import COLUMNS, read_jsonl, read_official, read_text_columns
 from thurl.data.formats.plain import read_csv
 from thurl.data.formats.releases import read_agiqa, read_kadid, read_koniq, read_spaq, read_tid2013
-from thurl.data.records import RatedImage, RowProblems, check_rated_images, nearest_name
+from thurl.data.records import RatedImage, RowProblems, check_rated_images
 from thurl.errors import DataError, UsageError
+from thurl.messages import closest
 
 
 __all__ = ["LABEL_FORMATS", "LabelFormat", "RatedImage", "read_labels"]
@@ -126,7 +127,7 @@ def read_labels(
         DataError: the file cannot be used; lists the first 20 bad rows and counts all.
     """
     if format not in LABEL_FORMATS:
-        near = nearest_name(format, LABEL_FORMATS)
+        near = closest(format, LABEL_FORMATS)
         raise UsageError(
             f"label format {format!r} does not exist"
             + (f"; nearest: {near!r}" if near else "")

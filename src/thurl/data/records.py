@@ -5,17 +5,16 @@ Nothing here imports torch or opens a picture, so labels can be validated in a f
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from thurl.errors import DataError
 
 
-__all__ = ["RatedImage", "RowProblems", "check_rated_images", "nearest_name", "parse_number"]
+__all__ = ["RatedImage", "RowProblems", "check_rated_images", "parse_number"]
 
 # How many bad rows an error message lists; the rest is counted.
 SHOWN = 20
@@ -138,13 +137,6 @@ def parse_number(value: object, name: str, *, minimum: float | None = None) -> f
     if minimum is not None and number < minimum:
         raise DataError(f"{name} is {number:g}; it must be {minimum:g} or more")
     return number
-
-
-def nearest_name(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that looks most like `name` without regard to case, or `None` when nothing does."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return by_lower[found[0]] if found else None
 
 
 def check_rated_images(records: Sequence[RatedImage], problems: RowProblems) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 from thurl.data.formats.tables import read_text, require_choice
 from thurl.data.images import MAX_PIXELS, ImageError, is_hub_image, open_image
 from thurl.data.labels import LABEL_FORMATS, read_labels
-from thurl.data.records import SHOWN, RatedImage, RowProblems, check_rated_images, nearest_name
+from thurl.data.records import SHOWN, RatedImage, RowProblems, check_rated_images
 from thurl.data.splits import select_references, select_split
 from thurl.data.summary import summary
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.messages import closest
 
 
 __all__ = ["check_pictures", "find_pictures", "load_source", "load_sources", "normalise_mos", "summary"]
@@ -91,7 +92,7 @@ def load_sources(sources: Iterable[Mapping[str, Any]]) -> list[RatedImage]:
     for number, source in enumerate(sources):
         for key in source:
             if key not in known:
-                near = nearest_name(str(key), known)
+                near = closest(str(key), known)
                 problems.append(f"source {number}: unknown key {key!r}" + (f"; nearest: {near!r}" if near else ""))
         problems += [f"source {number}: {key!r} is missing" for key in ("format", "labels") if key not in source]
     if problems:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from thurl.data.records import RatedImage, nearest_name
+from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
+from thurl.messages import closest
 
 
 __all__ = [
@@ -102,7 +103,7 @@ def select_split(records: Sequence[RatedImage], split: str, *, seed: int = 0) ->
     if split == "all":
         return list(records)
     if split not in SPLITS:
-        near = nearest_name(split, SPLITS)
+        near = closest(split, SPLITS)
         raise UsageError(
             f"split is {split!r}"
             + (f"; nearest: {near!r}" if near else "")
@@ -147,7 +148,7 @@ def select_references(records: Sequence[RatedImage], references: Iterable[str]) 
     if unknown:
         problems = []
         for name in unknown:
-            near = known.get(nearest_name(_stem(name), known) or "")
+            near = known.get(closest(_stem(name), known) or "")
             problems.append(f"references: {name!r} is in no row" + (f"; nearest: {near!r}" if near else ""))
         raise UsageError(problems)
     return [record for record in records if record.reference and _stem(record.reference) in wanted]

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from thurl.errors import UsageError
-from thurl.recipe.suggest import printable, shown
+from thurl.messages import printable, shown
 
 
 __all__ = ["FOOTER", "HEADER", "Document", "find_file", "parse_value", "read_document"]

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from thurl.messages import closest, nearest, shown
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.suggest import closest, nearest, shown
 
 
 __all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count", "usable_fields"]

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from thurl.data.labels import LABEL_FORMATS
+from thurl.messages import nearest
 from thurl.recipe.fields import Problem, check_fields
-from thurl.recipe.suggest import nearest
 
 
 __all__ = [

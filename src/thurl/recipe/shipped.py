@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 
 from thurl.errors import UsageError
-from thurl.recipe.suggest import nearest
+from thurl.messages import nearest
 
 
 __all__ = ["find_recipe", "recipe_summary", "shipped_recipes"]

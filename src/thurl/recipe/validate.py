@@ -13,11 +13,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from thurl.data.labels import LABEL_FORMATS
 from thurl.errors import UsageError
+from thurl.messages import closest, nearest, printable, shown
 from thurl.recipe.document import Document, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.suggest import closest, nearest, printable, shown
 
 
 __all__ = ["LoadedRecipe", "load_recipe", "resolved"]

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from thurl.errors import UsageError
-from thurl.rl.parsing import parse_score
+from thurl.rl.parsing import SCORE_RANGE, parse_score
 
 
 __all__ = ["Decoding", "QualityScore", "failed_score", "make_decoding", "read_answer", "summarise_answers"]
 
-SCORE_RANGE = (1.0, 5.0)
 # 256 tokens is what the model was trained with; twice that leaves room for a model that reasons longer.
 _NEW_TOKENS = {"think": 512, "direct": 32, "expected": 2, "describe": 512}
 

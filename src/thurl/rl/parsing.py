@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 
-__all__ = ["ParseMode", "format_reward", "parse_score"]
+__all__ = ["SCORE_RANGE", "ParseMode", "format_reward", "parse_score"]
+
+SCORE_RANGE = (1.0, 5.0)
+"""The range the question asks for (arXiv 2505.14460, prompt)."""
 
 ParseMode = Literal["strict", "official"]
 

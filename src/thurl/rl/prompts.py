@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thurl.errors import DataError, UsageError
+from thurl.training.results import write_atomically
 
 
 __all__ = [
@@ -136,10 +137,7 @@ PRESETS = {
 def save_prompt(folder: str | os.PathLike[str], preset: PromptPreset) -> Path:
     """Write `preset` as `thurl_prompt.json` beside a model, so the model is scored with the question it learnt."""
     path = Path(folder) / PROMPT_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(asdict(preset), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(asdict(preset), indent=2, ensure_ascii=False) + "\n")
     return path
 
 

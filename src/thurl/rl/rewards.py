@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from thurl.ranking import fidelity, preference_probability
+from thurl.rl.parsing import SCORE_RANGE
 
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["RankRewardOptions", "RankRewards", "rank_rewards", "threshold_rewards", "thurstone_fidelity_rewards"]
-
-SCORE_RANGE = (1.0, 5.0)
-"""The range the question asks for (arXiv 2505.14460, prompt)."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from thurl.data.formats.tables import Rows, distortion_of, read_text
-from thurl.data.records import RatedImage, RowProblems, nearest_name
+from thurl.data.records import RatedImage, RowProblems
 from thurl.errors import DataError, UsageError
+from thurl.messages import closest
 
 
 __all__ = ["COLUMNS", "OFFICIAL_DATASETS", "official_dataset", "read_jsonl", "read_official", "read_text_columns"]
@@ -69,7 +70,7 @@ def read_official(
     known = official_dataset(dataset or "") or official_dataset(path.stem)
     if known is None:
         asked = dataset or path.stem
-        near = nearest_name(asked, OFFICIAL_DATASETS)
+        near = closest(asked, OFFICIAL_DATASETS)
         raise UsageError(
             f"{asked!r} is not a data set of the official label files"
             + (f"; nearest: {near!r}" if near else "")

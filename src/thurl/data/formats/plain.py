@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from thurl.data.formats.tables import Rows, find_columns, read_table
-from thurl.data.records import RatedImage, RowProblems, nearest_name
+from thurl.data.records import RatedImage, RowProblems
 from thurl.errors import UsageError
+from thurl.messages import closest
 
 
 __all__ = ["FIELDS", "column_names", "read_csv"]
@@ -65,7 +66,7 @@ def column_names(columns: Mapping[str, str] | None) -> dict[str, str]:
     """Column of each of the five fields; raises UsageError for a sixth."""
     for name in columns or {}:
         if name not in FIELDS:
-            near = nearest_name(name, FIELDS)
+            near = closest(name, FIELDS)
             raise UsageError(
                 f"columns: {name!r} is not a field"
                 + (f"; nearest: {near!r}" if near else "")

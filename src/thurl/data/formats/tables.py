@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thurl.data.records import RatedImage, RowProblems, nearest_name
+from thurl.data.records import RatedImage, RowProblems
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.messages import closest
 
 
 __all__ = [
@@ -216,7 +217,7 @@ def find_columns(
         free = [name for name in found if name and name.lower() not in used]
         parts = []
         for name in missing:
-            near = nearest_name(name, free)
+            near = closest(name, free)
             parts.append(f"{name!r}" + (f" (nearest column: {near!r})" if near else ""))
         raise DataError(
             f"{path}: no column {', '.join(parts)}. Columns found: {', '.join(found)}. Needed: {', '.join(required)}."

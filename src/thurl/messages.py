@@ -1,4 +1,4 @@
-"""The nearest valid name for a wrong one, and how values look in messages."""
+"""Pieces of error messages: the valid name that was probably meant, and values as one safe line."""
 
 from __future__ import annotations
 
