@@ -198,17 +198,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _train(module: nn.Module, n: int, collate: Any, arguments: Any) -> list[dict[str, float]]:
+def _train(module: nn.Module, n: int, collate: Any, arguments: Any, stage: str) -> list[dict[str, float]]:
     """Train `module` on indices 0..n-1 through transformers.Trainer; returns the log entries that hold a loss."""
     from transformers import Trainer, set_seed
-    from transformers.trainer_callback import PrinterCallback
+
+    from thurl.training.progress import ProgressLines, quiet_trainer
 
     set_seed(arguments.seed)
     # One long epoch in which every picture comes equally often: Trainer collects garbage at each start of an epoch,
     # which for small sets takes longer than the steps.
     indices = [i % n for i in range(arguments.max_steps * arguments.per_device_train_batch_size)]
     trainer = Trainer(model=module, args=arguments, train_dataset=indices, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
+    quiet_trainer(trainer)
+    trainer.add_callback(ProgressLines({"loss": ("loss", ".3f")}, f"{stage}: "))
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -255,7 +257,7 @@ def _vision_pretext(
     torch.manual_seed(seed)
     module = Pretext()
     arguments = _arguments(folder, options.pretext_steps, options.pretext_batch, options.pretext_lr, options, seed)
-    log = _train(module, len(described), collate, arguments)
+    log = _train(module, len(described), collate, arguments, "learning to see")
     tail = hits[-max(1, len(hits) // 10) :]
     return {"pretext_loss": log[-1]["loss"], "pretext_accuracy": sum(tail) / len(tail)}
 
@@ -323,7 +325,7 @@ def _answer_format(
         parameter.requires_grad_(False)
     arguments = _arguments(folder, options.format_steps, options.format_batch, options.format_lr, options, seed)
     try:
-        log = _train(AnswerFormat(), len(described), collate, arguments)
+        log = _train(AnswerFormat(), len(described), collate, arguments, "learning to answer")
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
