@@ -117,7 +117,9 @@ def _summary_rows(document: dict[str, Any], prefix: str) -> list[list[str]]:
             row, _, column = name.removeprefix(prefix + ".").partition(".")
             entries.setdefault(row, {})[column or "value"] = spread
     columns = list(dict.fromkeys(column for row in entries.values() for column in row))
-    rows = [[prefix.replace("_", " ").replace("per ", ""), *(_heading(column) for column in columns)]]
+    rows = [
+        [prefix.rpartition(".")[2].replace("_", " ").replace("per ", ""), *(_heading(column) for column in columns)]
+    ]
     rows += [
         [row.replace("_", " "), *(_spread(values.get(column), column) for column in columns)]
         for row, values in entries.items()

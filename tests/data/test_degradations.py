@@ -90,3 +90,14 @@ def test_unknown_kind_or_level_is_refused(kind, level):
         degrade(picture(), kind, level, np.random.default_rng(0))
     with pytest.raises(DataError, match="must be"):
         quality(kind, level)
+
+
+def test_neither_word_alone_tells_the_order():
+    """The two numbers the page of VisualQuality-R1 compares its results with."""
+    from thurl.metrics import srcc
+
+    true = [quality(kind, level) for kind in KINDS for level in LEVELS]
+    by_severity = [sum(quality(kind, level) for kind in KINDS) for _ in KINDS for level in LEVELS]
+    by_kind = [sum(quality(kind, x) for x in LEVELS[1:]) if level else 4.0 for kind in KINDS for level in LEVELS]
+    assert srcc(by_severity, true) == pytest.approx(0.83, abs=0.005)
+    assert srcc(by_kind, true) == pytest.approx(0.85, abs=0.005)
