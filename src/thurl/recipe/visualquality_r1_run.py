@@ -318,7 +318,9 @@ def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], pl
             options=WarmStartOptions(**recipe.warm_start.stage_options()),
             seed=seed if recipe.warm_start.seed is None else recipe.warm_start.seed,
         )
-        logger.info("Warm start done in %.0f s: %s", result.pop("seconds"), _rounded(result))
+        names = ("pretext_accuracy", "pretext_loss", "format_loss")
+        measured = ", ".join(f"{name.replace('_', ' ')} {result[name]:.2f}" for name in names if name in result)
+        logger.info("Warm start done in %.0f s: %s", result["seconds"], measured)
     model.save_pretrained(place)
     processor.save_pretrained(place)
     save_prompt(place, preset)
@@ -409,10 +411,6 @@ def decoding(recipe: VisualQualityR1Recipe) -> Decoding:
 def _fingerprint(settings: dict[str, Any]) -> str:
     text = json.dumps({**settings, "thurl": __version__}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _rounded(values: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items())
 
 
 def _main(recipe_path: str, overrides: Sequence[str]) -> None:
