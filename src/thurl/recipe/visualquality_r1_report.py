@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,26 @@ from thurl.training.results import write_results
 
 if TYPE_CHECKING:
     from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe
-    from thurl.recipe.visualquality_r1_run import Study, TrainedRun
+    from thurl.recipe.visualquality_r1_data import Study
 
-__all__ = ["run_record", "table_rows", "write_report"]
+__all__ = ["TrainedRun", "run_record", "table_rows", "write_report"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What one training run left behind.
+
+    `log` is the trainer's log history, `validation` the entries of `QualityEvalCallback.history`; `before` and `after`
+    are results of `evaluate_model` on the test sets, None where not asked for.
+    """
+
+    log: list[dict[str, Any]]
+    validation: list[dict[str, float]]
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    seconds: dict[str, float]
 
 
 def write_report(

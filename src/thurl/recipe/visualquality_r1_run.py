@@ -5,8 +5,6 @@ The sixty lines that matter are `train`; everything they call is public in `thur
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import subprocess
@@ -14,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from transformers import set_seed
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
-from thurl.recipe.sections import DegradedPhotosSource, LabelsSource
 from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe
+from thurl.recipe.visualquality_r1_data import Study, fingerprint, load_study
+from thurl.recipe.visualquality_r1_report import TrainedRun, write_report
 from thurl.rl.dataset import build_rank_dataset, shuffle_mos
 from thurl.rl.decoding import Decoding
 from thurl.rl.eval_callback import QualityEvalCallback
@@ -33,10 +32,9 @@ from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
 from thurl.rl.rewards import RankRewardOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
-from thurl.version import __version__
 
 
-__all__ = ["Study", "TrainedRun", "load_study", "run", "starting_point", "train"]
+__all__ = ["run", "starting_point", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +49,6 @@ _LOG_FIELDS = {
 }
 
 
-@dataclass(frozen=True)
-class Study:
-    """The rated pictures of a recipe, by use."""
-
-    train: list[RatedImage]
-    validation: list[RatedImage] = field(default_factory=list)
-    test: list[RatedImage] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """What one training run left behind.
-
-    `log` is the trainer's log history, `validation` the entries of `QualityEvalCallback.history`; `before` and `after`
-    are results of `evaluate_model` on the test sets, None where not asked for.
-    """
-
-    log: list[dict[str, Any]]
-    validation: list[dict[str, float]]
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    seconds: dict[str, float]
-
-
 def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train, evaluate and report as the recipe says; called by `thurl.recipe.launch` on every process.
 
@@ -84,8 +58,6 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
     Raises:
         ThurlError: data, model or settings that cannot be used; see the modules called.
     """
-    from thurl.recipe.visualquality_r1_report import write_report
-
     quiet_libraries()
     args = training_arguments(recipe)
     folder = Path(args.output_dir)
@@ -185,66 +157,6 @@ def whole_parameters(model: Any) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
-# -- data ----------------------------------------------------------------------------------------------------------
-
-
-def load_study(recipe: VisualQualityR1Recipe, folder: Path) -> Study:
-    """Read (and, for generated sources, first write) the pictures of all sources.
-
-    Raises:
-        MissingRequirementError, DataError, UsageError: see `thurl.data.sources.load_source`.
-    """
-    validation = load_sources(recipe, recipe.data.validation, folder)
-    tests = recipe.evaluation.sources if recipe.evaluation else ()
-    study = Study(load_sources(recipe, recipe.data.train, folder), validation, load_sources(recipe, tests, folder))
-    counts = f"{len(study.train)} pictures to train on"
-    for name, records in (("validate", study.validation), ("test", study.test)):
-        counts += f", {len(records)} to {name}" if records else ""
-    logger.info("%s: %s", ", ".join(sorted({record.dataset for record in study.train})), counts)
-    return study
-
-
-def load_sources(
-    recipe: VisualQualityR1Recipe, sources: Sequence[LabelsSource | DegradedPhotosSource], folder: Path
-) -> list[RatedImage]:
-    from thurl.data.sources import load_source
-
-    records: list[RatedImage] = []
-    for source in sources:
-        if isinstance(source, DegradedPhotosSource):
-            records += load_source("csv", _written_photos(source, folder), check_images="none")
-            continue
-        arguments = source.load_arguments()
-        if recipe.data.on_corrupt == "error":
-            # Decoding every picture takes minutes: one process does it, and ends the others when it finds a bad one.
-            with PartialState().main_process_first():
-                if not PartialState().is_main_process:
-                    arguments["check_images"] = "none"
-                records += load_source(**arguments)
-        else:
-            records += load_source(**arguments, on_corrupt=recipe.data.on_corrupt)
-    return records
-
-
-def _written_photos(source: DegradedPhotosSource, folder: Path) -> Path:
-    """The label file of a generated source; written once by one process, taken from there when it is complete."""
-    from thurl.data.photos import folder_photos
-    from thurl.rl.degraded_photos import write_degraded_photos
-
-    arguments = source.write_arguments()
-    key = _fingerprint({**arguments, "photos": source.photos})
-    place = Path(source.folder) if source.folder else folder / "data" / (source.dataset or source.split)
-    done = place / "complete.json"
-    state = PartialState()
-    if state.is_main_process and not (done.is_file() and done.read_text() == key):
-        logger.info("Writing degraded photographs to %s", place)
-        photos = folder_photos(source.photos) if source.photos else None
-        write_degraded_photos(place, **arguments, photos=photos)
-        done.write_text(key)
-    state.wait_for_everyone()
-    return place / "labels.csv"
-
-
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +188,7 @@ def starting_point(
         return str(recipe.model.name_or_path)
     place = folder / "start"
     done = place / "complete.json"
-    key = _fingerprint(
+    key = fingerprint(
         {
             "model": recipe.model.tiny.model_dump(),
             "warm_start": recipe.warm_start.model_dump() if recipe.warm_start else None,
@@ -406,11 +318,6 @@ def decoding(recipe: VisualQualityR1Recipe) -> Decoding:
     section = recipe.evaluation
     names = ("mode", "n_samples", "seed", "temperature", "top_k", "top_p", "max_new_tokens")
     return Decoding(**{name: getattr(section, name) for name in names})
-
-
-def _fingerprint(settings: dict[str, Any]) -> str:
-    text = json.dumps({**settings, "thurl": __version__}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _main(recipe_path: str, overrides: Sequence[str]) -> None:
