@@ -10,10 +10,13 @@ from typing import Any
 __all__ = ["closest", "nearest", "printable", "shown"]
 
 
-def closest(name: object, valid: Iterable[object]) -> str | None:
-    """The one of `valid` that `name` most likely was meant to be, `None` when nothing is close."""
+def closest(name: object, valid: Iterable[object], cutoff: float = 0.6) -> str | None:
+    """The one of `valid` that `name` most likely was meant to be, `None` when nothing is close.
+
+    `cutoff` is the share of letters in common, in [0, 1]; short names such as `I07` need a lower one.
+    """
     lowered = {str(item).lower(): str(item) for item in valid}
-    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=cutoff)
     return lowered[close[0]] if close else None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from thurl.rl.tiny import build_tiny_qwen2_5_vl
-
 
 SCRIPT = Path(__file__).with_name("distributed_ranking.py")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    model, processor = build_tiny_qwen2_5_vl(0)
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
+def folder(tiny_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(tiny_folder, path)
     for index in range(16):
         Image.fromarray(np.full((56 + 28 * (index % 2), 56, 3), 10 * index, np.uint8)).save(path / f"{index}.png")
     return path

@@ -148,7 +148,7 @@ def select_references(records: Sequence[RatedImage], references: Iterable[str]) 
     if unknown:
         problems = []
         for name in unknown:
-            near = known.get(closest(_stem(name), known) or "")
+            near = known.get(closest(_stem(name), known, cutoff=0.5) or "")
             problems.append(f"references: {name!r} is in no row" + (f"; nearest: {near!r}" if near else ""))
         raise UsageError(problems)
     return [record for record in records if record.reference and _stem(record.reference) in wanted]

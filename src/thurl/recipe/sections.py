@@ -182,12 +182,14 @@ class DegradedPhotosSource(Section):
     seed: int = 0
     photos: str | None = None
     """Folder of photographs to degrade instead of the bundled ones."""
+    skip_unusable: bool = False
+    """Take the next photograph where one is too flat or dark, instead of an error."""
     folder: str | None = None
     """Where the PNG files and the CSV are written; below `training.output_dir` when left out."""
 
     def write_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `write_degraded_photos` other than `photos`, which holds opened pictures there."""
-        names = ("split", "group", "repeats", "scale", "dataset", "size", "crop", "vary", "seed")
+        names = ("split", "group", "repeats", "scale", "dataset", "size", "crop", "vary", "seed", "skip_unusable")
         return {name: getattr(self, name) for name in names}
 
 
