@@ -1,6 +1,6 @@
 """Run by test_distributed.py on one or more processes: GRPO steps on scripted completions, written to a file.
 
-usage: distributed_ranking.py OUTPUT WORLD_SIZE ROWS_PER_DEVICE BLOCK_SIZE MODEL_FOLDER
+usage: distributed_ranking.py OUTPUT WORLD_SIZE ROWS_PER_DEVICE BLOCK_SIZE MODEL_FOLDER [PREFIX_SHARING]
 """
 
 import json
@@ -76,6 +76,7 @@ def main() -> None:
         processing_class=AutoProcessor.from_pretrained(folder),
         rollout_func=scripted_rollout,
         block_size=block_size,
+        prefix_sharing=sys.argv[6] if len(sys.argv) > 6 else "off",
     )
     if trainer.accelerator.num_processes != world_size:
         raise SystemExit(f"{trainer.accelerator.num_processes} processes instead of {world_size}")
@@ -88,6 +89,7 @@ def main() -> None:
         "moved": [name for name, value in weights.items() if not value.equal(before[name])],
         "rewards": trainer.rewards,
         "advantages": trainer.advantages,
+        "packed_calls": trainer._sharing.packed_calls if trainer._sharing else 0,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     Path(f"{name}.json").write_text(json.dumps(state))

@@ -26,14 +26,14 @@ def folder(tiny_folder, tmp_path_factory):
     return path
 
 
-def _run(folder, name, world_size, rows, block_size):
+def _run(folder, name, world_size, rows, block_size, prefix_sharing="off"):
     output = folder / name
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         # A rendezvous on port 0 lets the system choose, so that two test runs at the same time do not meet.
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world_size)]
         + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT)]
-        + [str(output), str(world_size), str(rows), str(block_size), str(folder)],
+        + [str(output), str(world_size), str(rows), str(block_size), str(folder), prefix_sharing],
         capture_output=True,
         text=True,
         env=environment,
@@ -64,3 +64,21 @@ def test_two_processes_equal_one(folder, rows, block_size):
     for name, value in weights_one.items():
         torch.testing.assert_close(weights_two[name], value, atol=1e-6, rtol=0)
     assert set(one["moved"]) == set(weights_one), "full fine-tuning moves every parameter"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("rows", "block_size"),
+    [(16, 4), (6, 3)],
+    ids=["whole_groups", "split_groups"],
+)
+def test_prefix_sharing_on_two_processes_changes_nothing(folder, rows, block_size):
+    plain, weights_plain = _run(folder, f"plain{rows}", 2, rows, block_size)
+    shared, weights_shared = _run(folder, f"shared{rows}", 2, rows, block_size, "on")
+    for ours, theirs in zip(shared, plain, strict=True):
+        assert ours["packed_calls"] == 4 and theirs["packed_calls"] == 0  # reference and policy, twice
+        assert ours["rewards"] == theirs["rewards"] and ours["advantages"] == theirs["advantages"]
+        np.testing.assert_allclose(ours["losses"], theirs["losses"], atol=1e-5)
+        assert ours["moved"] == theirs["moved"]
+    for name, value in weights_plain.items():
+        torch.testing.assert_close(weights_shared[name], value, atol=1e-6, rtol=0)

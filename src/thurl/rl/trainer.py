@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import ProcessorMixin
@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from thurl.errors import ThurlError, UsageError
 from thurl.rl.rank_reward import FormatReward, RankReward
 from thurl.rl.sampler import DatasetBlockSampler, Weights
+from thurl.rl.shared_prefix import PrefixSharing, PrefixSharingMode, split_whole_groups, unsupported
 from thurl.rl.vllm_prompts import wrap_colocate_generation
 
 
@@ -94,7 +95,8 @@ class RankGRPOTrainer(GRPOTrainer):
     Overrides of TRL's private methods, each guarded by a test of its signature:
     - `_get_train_sampler`: batches of dataset-pure blocks (`DatasetBlockSampler`);
     - `_generate_and_score_completions`: a check of the first batch's image markers (TRL issue 5785), and of vLLM's
-      log-probabilities against the trainer's in the first batches.
+      log-probabilities against the trainer's in the first batches;
+    - `_get_per_token_logps_and_entropies`, `_prepare_inputs`: with prefix sharing, packed rows and whole groups.
 
     Args:
         model: model or path, as in TRL.
@@ -103,10 +105,15 @@ class RankGRPOTrainer(GRPOTrainer):
         train_dataset: as made by `thurl.rl.dataset.build_rank_dataset`; needs a column `dataset` or is one dataset.
         processing_class: the model's processor; set to left padding.
         block_size, sampler_weights, remainder: see `DatasetBlockSampler`.
+        prefix_sharing: compute each prompt once for all its completions (`thurl.rl.shared_prefix`): `"auto"` where it
+            is possible and less work, `"on"` always. The result is that of `"off"` up to rounding. Only with
+            `steps_per_generation` above `gradient_accumulation_steps` does another set of completions meet in a step:
+            whole groups instead of shuffled rows.
         **kwargs: as in TRL.
 
     Raises:
-        UsageError: a generation batch that is no whole number of blocks, or a dataset that is too small.
+        UsageError: a generation batch that is no whole number of blocks, a dataset that is too small, or
+            `prefix_sharing="on"` where it is not possible.
     """
 
     _tag_names = ["trl", "grpo", "thurl", "visualquality-r1"]
@@ -127,10 +134,13 @@ class RankGRPOTrainer(GRPOTrainer):
         block_size: int = 8,
         sampler_weights: Weights = "proportional",
         remainder: Literal["carry", "fill"] = "carry",
+        prefix_sharing: PrefixSharingMode = "off",
         **kwargs: Any,
     ) -> None:
         if args is None:
             raise UsageError("`args` is missing: pass a `RankGRPOConfig` with at least an `output_dir`.")
+        if prefix_sharing not in get_args(PrefixSharingMode):
+            raise UsageError(f"`prefix_sharing` is {prefix_sharing!r}; it is 'auto', 'on' or 'off'.")
         # Before the parent, which may take minutes to load a model.
         self._sampler = _block_sampler(args, train_dataset, block_size, sampler_weights, remainder)
         if reward_funcs is None:
@@ -151,6 +161,58 @@ class RankGRPOTrainer(GRPOTrainer):
         self._tokenizer.padding_side = "left"
         if self.use_vllm and args.vllm_mode == "colocate" and self._image_pad_token_id is not None:
             wrap_colocate_generation(self.vllm_generation, self._image_pad_token_id)
+        self._sharing = None if prefix_sharing == "off" else self._prefix_sharing(prefix_sharing)
+
+    def _prefix_sharing(self, mode: Literal["auto", "on"]) -> PrefixSharing | None:
+        """None where nothing in this run can be shared, so that the run stays TRL's in every respect."""
+        sharing = PrefixSharing(
+            mode, self._tokenizer.pad_token_id, self.accelerator.autocast, warn=self.accelerator.is_main_process
+        )
+        reason = unsupported(self.model)
+        if reason is None and self.aux_loss_enabled:
+            reason = "the router's auxiliary loss is counted over the rows of the plain layout"
+        if reason is None:
+            return sharing
+        sharing.fall_back(reason)
+        return None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        generates = self._step % generate_every == 0 or self._buffered_inputs is None
+        if self._sharing is None or not self.model.training or not generates:
+            return super()._prepare_inputs(generation_batch)
+        completed = self._generate_and_score_completions(generation_batch)
+        self._buffered_inputs = split_whole_groups(completed, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if self._sharing is not None:
+            shared = self._sharing.log_probs(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, multimodal, compute_aux_loss
+            )
+            if shared is not None:
+                logps, entropies = shared
+                return logps, entropies if compute_entropy else None, None
+        return super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+            **multimodal,
+        )
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         if dataset is not None and dataset is not self.train_dataset:
