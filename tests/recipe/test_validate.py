@@ -105,6 +105,11 @@ rewards: {}
         ({"model": {"tiny": {"hidden": 50}}}, "take a multiple of 32"),
         ({"model": {"name_or_path": "x", "freeze": ["vision", "language"]}}, "leaves nothing to train"),
         ({"model": {"name_or_path": "x", "min_pixels": 10, "max_pixels": 5}}, "is above `max_pixels`"),
+        (
+            {"model": {"name_or_path": "x", "prefix_sharing": "on", "attn_implementation": "flash_attention_2"}},
+            "`on` needs `attn_implementation: sdpa`, the recipe has `flash_attention_2`",
+        ),
+        ({"model": {"name_or_path": "x", "prefix_sharing": True}}, "must be 'auto', 'on' or 'off'"),
         ({"model": {"name_or_path": 3}}, "must be text"),
         ({"model": "x"}, "model: is 'x' (str)"),
         ({"data": {"train": []}}, "name at least one image set"),

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from thurl.data.records import RatedImage
+from thurl.recipe import visualquality_r1_run
 from thurl.recipe.validate import load_recipe
 from thurl.recipe.visualquality_r1_run import adapter_config, prompt_preset, reward_functions, training_arguments
 
@@ -119,3 +122,19 @@ def test_reward_weights_reach_the_trainer(tmp_path):
     args = training_arguments(recipe)
     assert args.reward_weights == [1.0, 0.5]
     assert args.num_generations == 8 and args.loss_type == "grpo"
+
+
+@pytest.mark.parametrize(("override", "mode"), [((), "off"), (("model.prefix_sharing=on",), "on")])
+def test_prefix_sharing_reaches_the_trainer(monkeypatch, tmp_path, override, mode):
+    class Reached(Exception):
+        pass
+
+    def trainer(*args, prefix_sharing, **kwargs):
+        raise Reached(prefix_sharing)
+
+    monkeypatch.setattr(visualquality_r1_run, "load_model", lambda *args: (None, None))
+    monkeypatch.setattr(visualquality_r1_run, "RankGRPOTrainer", trainer)
+    recipe = _recipe("tiny/visualquality_r1.yaml", f"training.output_dir={tmp_path}", *override)
+    study = SimpleNamespace(train=[RatedImage("a.png", 1.0)])
+    with pytest.raises(Reached, match=f"^{mode}$"):
+        visualquality_r1_run.train(recipe, training_arguments(recipe), study, "no-model")

@@ -111,6 +111,8 @@ class ModelSection(Section):
     freeze: _tuple_of(Literal["vision", "language"]) = ()  # type: ignore[valid-type]
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
+    prefix_sharing: Literal["auto", "on", "off"] = "off"
+    """Compute each prompt once for all its completions in the update (`thurl.rl.shared_prefix`)."""
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
@@ -123,6 +125,14 @@ class ModelSection(Section):
             found.append((("freeze",), "freezing vision and language leaves nothing to train; keep one"))
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             found.append((("min_pixels",), f"{self.min_pixels} is above `max_pixels` ({self.max_pixels})"))
+        if self.prefix_sharing == "on" and self.attn_implementation not in (None, "sdpa", "eager"):
+            found.append(
+                (
+                    ("prefix_sharing",),
+                    f"`on` needs `attn_implementation: sdpa`, the recipe has `{self.attn_implementation}`, which "
+                    "takes no mask of pairs; `auto` falls back to the plain layout",
+                )
+            )
         return found
 
 

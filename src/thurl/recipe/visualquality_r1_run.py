@@ -104,6 +104,7 @@ def train(
         block_size=recipe.sampler.block_size,
         sampler_weights=recipe.sampler.weights,
         remainder=recipe.sampler.remainder,
+        prefix_sharing=recipe.model.prefix_sharing,
     )
     quiet_trainer(trainer)
     trainer.add_callback(ProgressLines(_LOG_FIELDS, f"{name}: " if name else ""))
