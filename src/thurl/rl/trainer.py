@@ -169,6 +169,8 @@ class RankGRPOTrainer(GRPOTrainer):
             mode, self._tokenizer.pad_token_id, self.accelerator.autocast, warn=self.accelerator.is_main_process
         )
         reason = unsupported(self.model)
+        if reason is None and mode == "on" and self.ref_model is not None:
+            reason = unsupported(self.ref_model)  # TRL loads it with settings of its own
         if reason is None and self.aux_loss_enabled:
             reason = "the router's auxiliary loss is counted over the rows of the plain layout"
         if reason is None:
