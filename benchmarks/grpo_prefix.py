@@ -5,8 +5,8 @@
 Per shape (prompt tokens P, completion tokens C, completions K): one picture, K completions of C tokens each, all of
 equal length, so that nothing is padded and the plain layout is at its best. An update is `compute_loss`, backward and
 an AdamW step of the trainer's model; the reference pass is the same log-probabilities without gradients. Plain and
-shared alternate, and change places in every second pair; the ratio is the median of the pairs' ratios. What `auto`
-declines is timed against plain, too: the price of asking.
+shared alternate, and change places in every second pair; the ratio is the median of the pairs' ratios. `auto_seconds`
+is what `auto` pays for its decision, in each pass, whatever it decides: too little to show between two updates.
 
 Models: `some_layers` (text width 256, 4 layers; vision width 128, 4 layers of which one sees the whole picture, as
 released models have it) and `recipe`, the model, pictures and answers of the tiny recipe.
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from thurl.data.records import RatedImage
-from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
+from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset, shared_prefix
 from thurl.rl.shared_prefix import PrefixSharing
 from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
 from thurl.training.results import write_results
@@ -189,15 +189,43 @@ def measure(trainer: RankGRPOTrainer, shape: tuple[int, int, int, int], pairs: i
         "update": alternate(update, always, pairs),
         "reference": alternate(reference_pass, always, pairs),
     }
-    record["auto_shares"] = _shares(trainer, choice, batch)
-    record["auto"] = record["update"] if record["auto_shares"] else alternate(update, choice, pairs)
+    trainer._sharing = choice
+    reference(trainer, batch)
+    record["auto_shares"] = choice.packed_calls > 0
+    record["auto_seconds"] = decision_seconds(trainer, batch)
+    update_seconds = record["update"]["plain_seconds"]
+    record["auto_ratio"] = (
+        record["update"]["ratio"]
+        if record["auto_shares"]
+        else update_seconds / (update_seconds + record["auto_seconds"])
+    )
     return record
 
 
-def _shares(trainer: RankGRPOTrainer, choice: PrefixSharing, batch: dict[str, Any]) -> bool:
-    trainer._sharing = choice
-    reference(trainer, batch)
-    return choice.packed_calls > 0
+class _DecisionMadeError(Exception):
+    pass
+
+
+def decision_seconds(trainer: RankGRPOTrainer, batch: dict[str, Any]) -> float:
+    """Median time from the call to the verdict, with the grouping and packing that lead to it."""
+    times = []
+    compare = shared_prefix.estimate_speedup
+
+    def stop(*arguments: Any) -> float:
+        compare(*arguments)
+        raise _DecisionMadeError
+
+    shared_prefix.estimate_speedup = stop
+    try:
+        for _ in range(5):
+            started = time.perf_counter()
+            try:
+                reference(trainer, batch)
+            except _DecisionMadeError:
+                times.append(time.perf_counter() - started)
+    finally:
+        shared_prefix.estimate_speedup = compare
+    return statistics.median(times)
 
 
 def alternate(timed: Any, sharing: PrefixSharing, pairs: int) -> dict[str, float]:
@@ -218,12 +246,12 @@ def alternate(timed: Any, sharing: PrefixSharing, pairs: int) -> dict[str, float
 
 
 def line(name: str, record: dict[str, Any]) -> str:
-    update, reference_pass, auto = record["update"], record["reference"], record["auto"]
+    update, reference_pass = record["update"], record["reference"]
     return (
         f"{name:12} P {record['prompt']:4}  tokens {record['token_ratio']:.2f}  update {update['ratio']:.2f} "
         f"({update['ratio_min']:.2f} to {update['ratio_max']:.2f}; plain {update['plain_seconds']:.3f} s)  "
         f"reference {reference_pass['ratio']:.2f}  auto {'shares' if record['auto_shares'] else 'plain'} "
-        f"{auto['ratio']:.2f}"
+        f"{record['auto_ratio']:.3f}"
     )
 
 

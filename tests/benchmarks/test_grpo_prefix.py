@@ -23,6 +23,7 @@ def test_one_shape_from_end_to_end(tmp_path, capsys):
     record = run["64x32x6"]
     assert 56 <= record["prompt"] <= 72 and record["answer"] == 32 and record["auto_shares"]
     assert record["token_ratio"] == pytest.approx(6 * (record["prompt"] + 32) / (record["prompt"] - 1 + 6 * 33))
-    for what in ("update", "reference", "auto"):
+    assert 0 < record["auto_seconds"] < 0.1 and record["auto_ratio"] == record["update"]["ratio"]
+    for what in ("update", "reference"):
         assert record[what]["plain_seconds"] > 0 and record[what]["ratio_min"] <= record[what]["ratio"]
     assert "64x32x6" in capsys.readouterr().out
