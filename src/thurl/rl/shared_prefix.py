@@ -52,6 +52,10 @@ ATTENTION = ("sdpa", "eager")
 MINIMUM_SPEEDUP = 1.1
 """Estimated gain below which `auto` keeps the plain layout."""
 
+# Arguments of the model's call that have a place in packed rows.
+_PICTURES = ("pixel_values", "image_grid_thw")
+_KNOWN = (*_PICTURES, "num_images", "mm_token_type_ids")
+
 _Rows = Sequence[torch.Tensor | None]
 
 
@@ -235,7 +239,7 @@ def unsupported(model: torch.nn.Module) -> str | None:
     if text._attn_implementation not in ATTENTION:
         return (
             f"the attention implementation {text._attn_implementation} takes no mask of pairs; "
-            f"`attn_implementation: sdpa` does"
+            "`attn_implementation: sdpa` does"
         )
     if set(text.layer_types) != {"full_attention"}:
         return f"the model has layers other than full attention ({', '.join(sorted(set(text.layer_types)))})"
@@ -284,10 +288,6 @@ def split_whole_groups(batch: Mapping[str, Any], steps: int) -> list[dict[str, A
 
     parts = split_tensor_dict({name: ordered(value) for name, value in batch.items()}, steps)
     return [unsplit_pixel_values_by_grid(part) for part in parts]
-
-
-_PICTURES = ("pixel_values", "image_grid_thw")
-_KNOWN = (*_PICTURES, "num_images", "mm_token_type_ids")
 
 
 class PrefixSharing:
