@@ -44,6 +44,7 @@ LIGHT = [
     "thurl.recipe.validate",
     "thurl.rl",
     "thurl.rl.parsing",
+    "thurl.training.checkpoints",
     "thurl.training.report",
     "thurl.training.results",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-__all__ = ["DataError", "MissingRequirementError", "ThurlError", "UsageError"]
+__all__ = ["DataError", "MissingRequirementError", "StoppedError", "ThurlError", "UsageError"]
 
 
 class ThurlError(Exception):
@@ -19,6 +19,12 @@ class ThurlError(Exception):
 
 class DataError(ThurlError):
     """Input data that cannot be used: a corrupt picture, a label that is not a number, an empty set."""
+
+
+class StoppedError(ThurlError):
+    """SIGTERM ended a run after it had saved itself; exit code 143, a shell's code for that signal."""
+
+    exit_code = 143
 
 
 class UsageError(ThurlError):
