@@ -247,6 +247,19 @@ def test_callback_logs_and_does_not_influence_training(tiny, records, tmp_path, 
     assert len(callback.last["predictions"]) == 7
 
 
+def test_callback_of_a_resumed_run_takes_up_what_was_evaluated(tiny, records, tmp_path):
+    model, processor = tiny
+    path = tmp_path / "eval.jsonl"
+    callback = QualityEvalCallback(processor, records, every=2, mode="expected", path=path)
+    trainer = train(model, processor, [callback], tmp_path)
+    trainer.state.global_step = 3  # the checkpoint; the evaluation after step 4 was lost with the process
+    trainer.state.log_history = [entry for entry in trainer.state.log_history if entry["step"] < 4]
+    resumed = QualityEvalCallback(processor, records, every=2, mode="expected", path=path)
+    resumed.on_train_begin(trainer.args, trainer.state, trainer.control, model=model)
+    assert resumed.history == callback.history[:2] and [entry["step"] for entry in resumed.history] == [0, 2]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2]
+
+
 def test_callback_follows_the_weights_and_takes_a_logger(tiny, records, tmp_path):
     model, processor = tiny
     seen = []

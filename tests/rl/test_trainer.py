@@ -160,6 +160,12 @@ def test_overridden_private_methods_still_have_their_signatures():
     for name, parameters in signatures.items():
         assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
     assert "_image_pad_token_id" in inspect.getsource(GRPOTrainer.__init__)
+    # What a checkpoint holds of a generation cycle.
+    inputs = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in inputs
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in inputs
+    assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
+    assert "self._metrics[mode].clear()" in inspect.getsource(GRPOTrainer.log)
 
 
 @pytest.mark.parametrize(

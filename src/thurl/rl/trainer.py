@@ -7,19 +7,24 @@ Everything about generation, advantages and the loss is TRL's.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
 from thurl.errors import ThurlError, UsageError
+from thurl.rl.checked_reward import checked_reward
 from thurl.rl.rank_reward import FormatReward, RankReward
 from thurl.rl.sampler import DatasetBlockSampler, Weights
 from thurl.rl.shared_prefix import PrefixSharing, PrefixSharingMode, split_whole_groups, unsupported
 from thurl.rl.vllm_prompts import wrap_colocate_generation
+from thurl.training.exact_resume import ExactResumeTrainer
 
 
 __all__ = ["RankGRPOConfig", "RankGRPOTrainer", "freeze_parameters"]
@@ -89,14 +94,16 @@ def freeze_parameters(model: torch.nn.Module, parts: Sequence[Literal["vision", 
     return frozen
 
 
-class RankGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` for learning to rank images.
+class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
+    """`trl.GRPOTrainer` for learning to rank images, which resumes exactly (`thurl.training.exact_resume`).
 
     Overrides of TRL's private methods, each guarded by a test of its signature:
     - `_get_train_sampler`: batches of dataset-pure blocks (`DatasetBlockSampler`);
     - `_generate_and_score_completions`: a check of the first batch's image markers (TRL issue 5785), and of vLLM's
       log-probabilities against the trainer's in the first batches;
     - `_get_per_token_logps_and_entropies`, `_prepare_inputs`: with prefix sharing, packed rows and whole groups.
+    Saved in checkpoints: `_step` and `_buffered_inputs` (completions are used for several optimizer steps, and
+    a checkpoint may lie between them) and `_metrics`.
 
     Args:
         model: model or path, as in TRL.
@@ -143,8 +150,13 @@ class RankGRPOTrainer(GRPOTrainer):
             raise UsageError(f"`prefix_sharing` is {prefix_sharing!r}; it is 'auto', 'on' or 'off'.")
         # Before the parent, which may take minutes to load a model.
         self._sampler = _block_sampler(args, train_dataset, block_size, sampler_weights, remainder)
+        first_epoch = np.concatenate(self._sampler.image_batches(0)).astype(np.int64)
+        self._order = zlib.crc32(first_epoch.tobytes())
         if reward_funcs is None:
             reward_funcs = [RankReward(args.num_generations), FormatReward()]
+        if not isinstance(reward_funcs, list | tuple):
+            reward_funcs = [reward_funcs]
+        reward_funcs = [checked_reward(function) for function in reward_funcs]
         if isinstance(processing_class, ProcessorMixin):
             # A processor loaded by hand may pad on the right; TRL then misaligns the image markers without a word.
             processing_class.tokenizer.padding_side = "left"
@@ -220,6 +232,40 @@ class RankGRPOTrainer(GRPOTrainer):
         if dataset is not None and dataset is not self.train_dataset:
             raise UsageError("The sampler was built for `train_dataset`; it cannot order another dataset.")
         return self._sampler
+
+    # -- exact resume ------------------------------------------------------------------------------------------------
+
+    def resume_settings(self) -> dict[str, Any]:
+        names = ("steps_per_generation", "num_iterations", "num_generations")
+        return {
+            **super().resume_settings(),
+            **{name: getattr(self.args, name) for name in names},
+            "pictures": len(self.train_dataset),
+            "order of the pictures": self._order,
+        }
+
+    def resume_state(self) -> dict[str, Any]:
+        # Completions that every step has used are not needed any more: the next step draws new ones.
+        between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return {
+            "step": self._step,
+            "completions": None if between else self._buffered_inputs,
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+        }
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        if getattr(self.args, "sync_ref_model", False):
+            logger.warning("`sync_ref_model`: the reference model starts anew, the run does not go on exactly")
+        self._step = state["step"]
+        self._buffered_inputs = send_to_device(state["completions"], self.accelerator.device)
+        for mode, values in state["metrics"].items():
+            self._metrics[mode].clear()
+            self._metrics[mode].update(values)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
+
+    # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)
