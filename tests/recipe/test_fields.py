@@ -44,6 +44,8 @@ def test_good_values_have_no_problems():
         ("model_init_kwargs", {"dtype": "auto"}, "model.dtype"),
         ("auto_find_batch_size", True, "whole groups"),
         ("vllm_mode", "remote", "colocate, server"),
+        ("resume_from_checkpoint", True, "write `auto`"),
+        ("resume_from_checkpoint", False, "write `null`"),
     ],
 )
 def test_single_fields(field, value, message):
@@ -109,11 +111,19 @@ def test_process_count_comes_from_the_launcher(monkeypatch):
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type", "follows an evaluation"),
         ({"sync_ref_model": True}, "sync_ref_model", "beta"),
         ({"remove_unused_columns": True}, "remove_unused_columns", "must stay false"),
+        ({"resume_from_checkpoint": "no/such/folder"}, "resume_from_checkpoint", "must be `auto`"),
+        ({"resume_from_checkpoint": "auot"}, "resume_from_checkpoint", "did you mean `auto`?"),
+        ({"resume_from_checkpoint": "auto", "save_only_model": True}, "save_only_model", "remove one of them"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor", "dataloader_num_workers"),
     ],
 )
 def test_impossible_combinations(values, field, message):
     assert message in one(values, field)
+
+
+def test_resuming_from_auto_or_a_folder_is_fine(tmp_path):
+    for value in ("auto", str(tmp_path), None):
+        assert grpo_problems(GOOD | {"resume_from_checkpoint": value}) == []
 
 
 def test_wrong_single_fields_do_not_hide_combinations():

@@ -133,6 +133,8 @@ def _wrong_value(name: str, value: Any, field: Mapping[str, Any]) -> str | None:
         hint = ""
         if "bool" in types and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
             hint = "; write true or false"
+        elif name == "resume_from_checkpoint" and isinstance(value, bool):
+            hint = "; write `auto`" if value else "; write `null`"
         elif isinstance(value, bool) and "str" in types and not value:
             hint = '; write "no" in quotes'
         return f"`{name}` is {shown(value)}, but must be {' or '.join(map(_readable, types))}{hint}"
@@ -232,6 +234,15 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         report("sync_ref_model", "there is no reference model to synchronise when `beta` is 0")
     if get("log_completions_hub_repo") and not get("log_completions"):
         report("log_completions_hub_repo", "needs `log_completions: true`")
+    resume = get("resume_from_checkpoint")
+    if resume is not None and resume != "auto" and not os.path.isdir(resume):
+        report(
+            "resume_from_checkpoint",
+            f"`resume_from_checkpoint` is {shown(resume)}, but must be `auto` (the last whole checkpoint in "
+            f"`output_dir`, or a new start) or the folder of a checkpoint{nearest(resume, ['auto'])}",
+        )
+    if resume is not None and get("save_only_model"):
+        report("save_only_model", "leaves out what `resume_from_checkpoint` needs; remove one of them")
     if get("remove_unused_columns"):
         report("remove_unused_columns", "must stay false: the reward reads the MOS and dataset columns")
     if get("deepspeed") and get("use_cpu") and os.environ.get("DS_ACCELERATOR") != "cpu":

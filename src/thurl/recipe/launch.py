@@ -80,7 +80,8 @@ def run_recipe(path: str, arguments: Sequence[str] = ()) -> int:
         arguments: overrides and switches, see `parse_arguments`.
 
     Returns:
-        exit code: 0 ok, 1 failure, 2 wrong recipe or argument, 3 something needed is missing, 130 interrupted.
+        exit code: 0 ok, 1 failure, 2 wrong recipe or argument, 3 something needed is missing, 130 interrupted,
+            143 stopped by SIGTERM after a checkpoint was written.
     """
     debug = "--debug" in arguments
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
@@ -135,7 +136,7 @@ def _report(error: ThurlError, path: str, debug: bool, rank: str | None = None) 
     if debug:
         traceback.print_exception(error)
     problems = list(getattr(error, "problems", [str(error)]))
-    kind = {2: "cannot be used", 3: "lacks something"}.get(error.exit_code, "failed")
+    kind = {2: "cannot be used", 3: "lacks something", 143: "was stopped"}.get(error.exit_code, "failed")
     who = f"[rank {rank}] " if rank else ""
     count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
     sys.stderr.write(f"{who}{path} {kind}{count}:\n" + "".join(f"  {line}\n" for line in problems))

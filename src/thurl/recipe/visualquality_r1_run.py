@@ -57,6 +57,7 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
 
     Raises:
         ThurlError: data, model or settings that cannot be used; see the modules called.
+        StoppedError: SIGTERM came while it trained; the checkpoint is written.
     """
     quiet_libraries()
     args = training_arguments(recipe)
@@ -71,7 +72,11 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
     if recipe.control.shuffle_mos:
         logger.info("Control: the same run on shuffled labels, which must learn nothing")
         shuffled = replace(study, train=shuffle_mos(study.train, recipe.control.seed))
-        control_args = training_arguments(recipe, output_dir=str(folder / "control"), push_to_hub=False)
+        # A checkpoint named for the run is not one of the control.
+        resume = "auto" if args.resume_from_checkpoint else None
+        control_args = training_arguments(
+            recipe, output_dir=str(folder / "control"), push_to_hub=False, resume_from_checkpoint=resume
+        )
         control = train(recipe, control_args, shuffled, model_path, name="control")
     return write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
 

@@ -112,7 +112,9 @@ class QualityEvalCallback(TrainerCallback):
         self._last_step: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.at_start and state.global_step == 0:
+        if state.global_step > 0:
+            self._resume(state)
+        elif self.at_start:
             self._evaluate(state, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -122,6 +124,16 @@ class QualityEvalCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.at_end and self._last_step != state.global_step:
             self._evaluate(state, kwargs["model"])
+
+    def _resume(self, state: Any) -> None:
+        """Take up the evaluations of the run that is resumed; those after its checkpoint are done again."""
+        if self.log is not None:
+            return
+        self.history = [dict(entry) for entry in state.log_history if "eval_parse_rate" in entry]
+        self._last_step = self.history[-1]["step"] if self.history else None
+        if state.is_world_process_zero and self.path is not None and self.path.is_file():
+            lines = [json.dumps(jsonable(entry), allow_nan=False) + "\n" for entry in self.history]
+            self.path.write_text("".join(lines), encoding="utf-8")
 
     def evaluate(self, model: Any) -> dict[str, Any]:
         """The whole result for `model` as it is now, on every process; nothing is logged."""
