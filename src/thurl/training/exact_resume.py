@@ -66,6 +66,7 @@ class ExactResumeTrainer(Trainer):
     `_load_optimizer_and_scheduler`, `_load_rng_state`, `_run_epoch`, `_finalize_training`.
     """
 
+    _tr_loss: torch.Tensor
     _writing_below: Path | None = None
     _push_later: str | None = None
     _restored: dict[str, Any] | None = None
