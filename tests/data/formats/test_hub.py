@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +14,6 @@ from thurl.data.images import HUB_PREFIX, ImageError, open_image
 from thurl.data.labels import read_labels
 from thurl.data.sources import load_source
 from thurl.errors import DataError, MissingRequirementError, UsageError
-
-
-datasets = pytest.importorskip("datasets")
 
 
 def _png(value: int) -> bytes:

@@ -80,7 +80,8 @@ def test_tid2013(tmp_path):
 
 
 def _sheet(path, rows):
-    openpyxl = pytest.importorskip("openpyxl")
+    import openpyxl
+
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
