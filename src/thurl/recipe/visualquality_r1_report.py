@@ -135,10 +135,8 @@ def _print_table(rows: Sequence[QualityRow], record: Mapping[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print()
     console.print(quality_table(rows, title="Agreement with the true order on pictures never seen in training"))
-    if record["srcc_before"] is not None:
-        console.print(
-            f"SRCC {record['srcc_before']:.3f} before, {record['srcc_after']:.3f} after, in {record['seconds']:.0f} s"
-        )
+    before, after = (_text(record[f"srcc_{when}"]) for when in ("before", "after"))
+    console.print(f"SRCC {before} before, {after} after, in {record['seconds']:.0f} s")
 
 
 def _write_html(
