@@ -22,8 +22,18 @@ def textured(side: int = 300, seed: int = 0) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    """The four sets of the tiny recipe, small."""
     folder = tmp_path_factory.mktemp("study")
-    return module.write_learning_study(folder, train_repeats=2, validation_repeats=3, held_out_repeats=3)
+
+    def write(name, repeats, **options):
+        return module.write_degraded_photos(folder / name, repeats=repeats, size=56, **options)
+
+    return {
+        "train_five": write("train_five", 2, split="train", group="five", scale="five", vary=True),
+        "train_hundred": write("train_hundred", 2, split="train", group="hundred", scale="hundred", vary=True),
+        "validation": write("validation", 3, split="validation"),
+        "held_out": write("held_out", 3, split="held_out"),
+    }
 
 
 def test_four_sets_read_back_as_ordinary_labels(study):

@@ -312,10 +312,9 @@ def reward_functions(recipe: VisualQualityR1Recipe) -> list[Any]:
     if section.kind == "threshold":
         accuracy: Any = ThresholdReward(section.threshold, section.parse_mode or "strict")
     else:
-        names = RankRewardOptions.__dataclass_fields__
-        options = {name: getattr(section, name) for name in names if getattr(section, name, None) is not None}
         block = recipe.sampler.block_size if section.scope == "device" else None
-        accuracy = RankReward(parse_mode=section.parse_mode, block_size=block, options=RankRewardOptions(**options))
+        options = RankRewardOptions(**section.rank_options())
+        accuracy = RankReward(parse_mode=section.parse_mode, block_size=block, options=options)
     return [accuracy, FormatReward(section.format_mode)]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["COLUMNS", "SCALES", "rating", "usable_crop", "vary_crop", "write_degraded_photos", "write_learning_study"]
+__all__ = ["COLUMNS", "SCALES", "rating", "usable_crop", "vary_crop", "write_degraded_photos"]
 
 
 COLUMNS = ("image", "mos", "dataset", "reference", "kind", "level")
@@ -135,38 +135,6 @@ def write_degraded_photos(
         writer.writerow(COLUMNS)
         writer.writerows(rows)
     return labels
-
-
-def write_learning_study(
-    folder: str | Path,
-    *,
-    train_repeats: int = 150,
-    validation_repeats: int = 12,
-    held_out_repeats: int = 15,
-    size: int = 56,
-    crop: tuple[int, int] = (128, 256),
-    vary: bool = True,
-    seed: int = 0,
-) -> dict[str, Path]:
-    """Write the four data sets of the learning study under `folder`.
-
-    Returns:
-        Label files by name: "train_five" and "train_hundred" (disjoint photographs, different rating scales),
-        "validation" (choose settings on this one) and "held_out" (rated 1 to 5 both).
-    """
-    folder = Path(folder)
-    common = {"size": size, "crop": crop, "seed": seed}
-    train = {"repeats": train_repeats, "vary": vary, **common}
-    return {
-        "train_five": write_degraded_photos(folder / "train_five", split="train", group="five", scale="five", **train),
-        "train_hundred": write_degraded_photos(
-            folder / "train_hundred", split="train", group="hundred", scale="hundred", **train
-        ),
-        "validation": write_degraded_photos(
-            folder / "validation", split="validation", repeats=validation_repeats, **common
-        ),
-        "held_out": write_degraded_photos(folder / "held_out", split="held_out", repeats=held_out_repeats, **common),
-    }
 
 
 def vary_crop(crop: Image.Image, rng: np.random.Generator) -> Image.Image:
