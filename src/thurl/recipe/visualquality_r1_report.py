@@ -198,9 +198,22 @@ def _write_html(
         table_rows=rows,
         best=[_with_image(judgements[i], study.test[i].image) for i in order[::-1][:examples]],
         worst=[_with_image(judgements[i], study.test[i].image) for i in order[:examples]],
+        misjudged=[
+            _with_image(judgements[i], study.test[i].image) for i in _largest_errors(judgements, order, examples)
+        ],
         facts=facts,
         notes=notes,
     )
+
+
+def _largest_errors(judgements: Sequence[Judgement], order: Sequence[int], count: int) -> list[int]:
+    """Pictures whose place by score is furthest from their place by rating; only the order is trained."""
+    from scipy.stats import rankdata
+
+    predicted = rankdata([judgements[i].predicted for i in order])
+    true = rankdata([judgements[i].true for i in order])
+    furthest = sorted(range(len(order)), key=lambda place: -abs(predicted[place] - true[place]))
+    return [order[place] for place in furthest[:count]]
 
 
 def _lines(main: TrainedRun, control: TrainedRun | None, points: Any) -> dict[str, tuple[list[float], list[float]]]:
