@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from thurl.errors import DataError
+from thurl.errors import DataError, UsageError
 
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "UNFINISHED",
     "checkpoint_problems",
     "checkpoint_settings",
+    "choose_checkpoint",
     "finish_checkpoint",
     "last_whole_checkpoint",
     "remove_old_checkpoints",
@@ -129,6 +130,55 @@ def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         logger.warning("%s is not whole and is left out: %s%s", path, "; ".join(problems[:3]), more)
     return None
+
+
+def choose_checkpoint(wanted: str | bool, folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The folder to resume from; None: start anew.
+
+    Args:
+        wanted: `"auto"`: the last whole checkpoint in `folder`, None if there is none; True: the same, but an error
+            if there is none; otherwise a checkpoint's folder.
+        folder: of the run.
+        settings: of this run, to be compared with those of the checkpoint.
+
+    Raises:
+        UsageError: it is damaged, not there, or of a run with other settings.
+    """
+    if wanted is True or wanted == "auto":
+        found = last_whole_checkpoint(folder)
+        if found is None and wanted is True:
+            raise UsageError(f"There is no whole checkpoint in {folder}; start anew, or use 'auto'.")
+    else:
+        found = Path(str(wanted))
+        if not found.is_dir():
+            raise UsageError(f"{found} is no folder; give a checkpoint folder, or 'auto'.")
+        if not (found / MANIFEST).is_file():
+            logger.warning(
+                "%s has no %s: what transformers saved is restored, the run does not go on exactly", found, MANIFEST
+            )
+            return str(found)
+        problems = checkpoint_problems(found)
+        if problems:
+            other = last_whole_checkpoint(found.parent)
+            raise UsageError(
+                f"{found} cannot be resumed from: {'; '.join(problems[:3])}. "
+                + (f"The last whole one is {other}; " if other else "There is no whole one beside it; ")
+                + "'auto' takes the last whole one or starts anew."
+            )
+    if found is None:
+        return None
+    saved = checkpoint_settings(found)
+    differing = [
+        f"`{name}` was {saved[name]!r}, now {value!r}"
+        for name, value in settings.items()
+        if name in saved and saved[name] != value
+    ]
+    if differing:
+        raise UsageError(
+            f"{found} belongs to a run with other settings: {'; '.join(differing)}. Take the same, or start a new run "
+            "from its weights (`model.name_or_path`) in another `output_dir`."
+        )
+    return str(found)
 
 
 def finish_checkpoint(unfinished: Path, final: Path) -> None:

@@ -4,11 +4,8 @@ In float32 on a CPU the resumed run equals the uninterrupted one bit by bit: los
 transformers saves, a checkpoint holds, for every process, the states of all random generators, the loss accumulated
 since the last log entry and whatever the trainer adds in `resume_state`, as safetensors and JSON.
 
-Weights: transformers 5.17 saves a Qwen2.5-VL under the names of the released files and, on resume, looks for the names
-in memory (its issue 43701). It finds none, warns, and training goes on from the starting weights with the optimizer of
-the trained ones. `load_weights` translates the names and accepts no gap.
-
-Files (`thurl.training.checkpoints`): a checkpoint is whole or is not taken for one. SIGTERM: the running optimizer
+Weights: `thurl.training.checkpoint_weights`. Random and other states: `thurl.training.state_files`. Folders
+(`thurl.training.checkpoints`): a checkpoint is whole or is not taken for one. SIGTERM: the running optimizer
 step is finished, a checkpoint is written and `StoppedError` (exit code 143) leaves `train`.
 
 Not restored: state inside reward functions and inside a vLLM engine, and a reference model that follows the policy
@@ -17,40 +14,35 @@ Not restored: state inside reward functions and inside a vLLM engine, and a refe
 
 from __future__ import annotations
 
-import json
 import logging
-import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from thurl.errors import DataError, StoppedError, ThurlError, UsageError
+from thurl.errors import StoppedError, ThurlError, UsageError
+from thurl.training.checkpoint_weights import load_weights
 from thurl.training.checkpoints import (
-    MANIFEST,
     UNFINISHED,
-    checkpoint_problems,
-    checkpoint_settings,
+    choose_checkpoint,
     finish_checkpoint,
     last_whole_checkpoint,
     remove_old_checkpoints,
     write_manifest,
 )
+from thurl.training.state_files import load_state, random_states, save_state, set_random_states
 
 
-__all__ = ["ExactResumeTrainer", "load_state", "load_weights", "random_states", "save_state", "set_random_states"]
+__all__ = ["ExactResumeTrainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +116,7 @@ class ExactResumeTrainer(Trainer):
         answer: list[Any] = [None, ""]
         if self.args.process_index == 0:  # one process reads all the files, and all take the same
             try:
-                answer[0] = _find_checkpoint(wanted, Path(self.args.output_dir), self.resume_settings())
+                answer[0] = choose_checkpoint(wanted, Path(self.args.output_dir), self.resume_settings())
             except ThurlError as error:
                 answer[1] = str(error)
         answer = self._from_first(answer)
@@ -338,165 +330,3 @@ class _Hooks(TrainerCallback):
                 logger.warning("SIGTERM: writing a checkpoint after step %d, then stopping", state.global_step)
             self.trainer._stopping = True
             control.should_save = control.should_training_stop = True
-
-
-def _find_checkpoint(wanted: str | bool, folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The folder to resume from.
-
-    Raises:
-        UsageError: it is damaged, not there, or of a run with other settings.
-    """
-    if wanted is True or wanted == "auto":
-        found = last_whole_checkpoint(folder)
-        if found is None and wanted is True:
-            raise UsageError(f"There is no whole checkpoint in {folder}; start anew, or use 'auto'.")
-    else:
-        found = Path(str(wanted))
-        if not found.is_dir():
-            raise UsageError(f"{found} is no folder; give a checkpoint folder, or 'auto'.")
-        if not (found / MANIFEST).is_file():
-            logger.warning(
-                "%s has no %s: what transformers saved is restored, the run does not go on exactly", found, MANIFEST
-            )
-            return str(found)
-        problems = checkpoint_problems(found)
-        if problems:
-            other = last_whole_checkpoint(found.parent)
-            raise UsageError(
-                f"{found} cannot be resumed from: {'; '.join(problems[:3])}. "
-                + (f"The last whole one is {other}; " if other else "There is no whole one beside it; ")
-                + "'auto' takes the last whole one or starts anew."
-            )
-    if found is None:
-        return None
-    saved = checkpoint_settings(found)
-    differing = [
-        f"`{name}` was {saved[name]!r}, now {value!r}"
-        for name, value in settings.items()
-        if name in saved and saved[name] != value
-    ]
-    if differing:
-        raise UsageError(
-            f"{found} belongs to a run with other settings: {'; '.join(differing)}. Take the same, or start a new run "
-            "from its weights (`model.name_or_path`) in another `output_dir`."
-        )
-    return str(found)
-
-
-def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
-    """Put the weights that `save_pretrained` wrote into `model`, as they are, each and every one.
-
-    Raises:
-        DataError: weights are missing, left over or of another shape, or the model merges weights when it is loaded.
-    """
-    folder = Path(folder)
-    own = model.state_dict()
-    names = list(own)
-    try:
-        # A number instead of each weight goes through the translation that saving makes of the names.
-        numbers = {name: torch.tensor(index) for index, name in enumerate(names)}
-        name_of = {saved: names[int(number)] for saved, number in revert_weight_conversion(model, numbers).items()}
-    except Exception as error:
-        raise DataError(
-            f"{type(model).__name__} stores its weights in another form than it has in memory ({error}); a checkpoint "
-            "of it cannot be resumed from without DeepSpeed or an adapter."
-        ) from error
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    files = [SAFE_WEIGHTS_NAME]
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found: set[str] = set()
-    problems = []
-    with torch.no_grad():
-        for file in files:
-            for saved, tensor in load_file(folder / file).items():
-                name = name_of.get(saved, saved)
-                if name not in own or own[name].shape != tensor.shape:
-                    problems.append(f"{saved} {tuple(tensor.shape)} has no place in the model")
-                    continue
-                own[name].copy_(tensor)
-                found.add(name)
-    places = {own[name].data_ptr() for name in found}  # of two tied weights one is saved
-    problems += [f"{name} is missing" for name in names if name not in found and own[name].data_ptr() not in places]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DataError(f"The weights in {folder} are not those of this model: {'; '.join(problems[:3])}{more}.")
-
-
-# -- states as files -----------------------------------------------------------------------------------------------
-
-
-def random_states() -> dict[str, Any]:
-    """States of the generators of Python, numpy, torch and this process's GPU."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Put back what `random_states` returned."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def save_state(path: Path, state: Any) -> None:
-    """Write nested dicts, lists and tuples to `path`.json, with the tensors in `path`.safetensors.
-
-    Raises:
-        TypeError: a value of another kind, or a key that is no string.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    tree = _packed(state, tensors)
-    save_file(tensors, path.with_suffix(".safetensors"))
-    path.with_suffix(".json").write_text(json.dumps(tree) + "\n", encoding="utf-8")
-
-
-def load_state(path: Path) -> Any:
-    """What `save_state` was given: the same values bit by bit, tensors on the CPU in memory of their own."""
-    tensors = load_file(path.with_suffix(".safetensors"))
-    # Copied, since products of matrices may depend on where in memory a matrix begins.
-    return _unpacked(
-        json.loads(path.with_suffix(".json").read_text(encoding="utf-8")),
-        {name: tensor.clone() for name, tensor in tensors.items()},
-    )
-
-
-def _packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list):
-        return [_packed(item, tensors) for item in value]
-    if isinstance(value, torch.Tensor):
-        key = str(len(tensors))
-        tensors[key] = value.detach().cpu().contiguous().clone()  # safetensors refuses views of one memory
-        return {"tensor": key}
-    if isinstance(value, tuple):
-        return {"tuple": [_packed(item, tensors) for item in value]}
-    if isinstance(value, np.ndarray):
-        return {"array": value.tolist(), "dtype": str(value.dtype)}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _packed(item, tensors) for key, item in value.items()}}
-    raise TypeError(
-        f"A checkpoint cannot hold {type(value).__name__}; it may have tensors, arrays, numbers, texts, None, and "
-        "lists, tuples and dicts with text keys of these."
-    )
-
-
-def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "tuple" in value:
-        return tuple(_unpacked(item, tensors) for item in value["tuple"])
-    if "array" in value:
-        return np.asarray(value["array"], dtype=value["dtype"])
-    return {key: _unpacked(item, tensors) for key, item in value["dict"].items()}
