@@ -15,8 +15,8 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("vision", "test", "docs")
 # These follow the torch build: a CPU or ROCm build of torch asks for none of them, another CUDA version for others.
 FOLLOW_TORCH = ("nvidia-", "cuda-", "triton")
-# Not part of the environment without a GPU; the versions the recipes were written against.
-BY_HAND = {"deepspeed": "deepspeed==0.19.8", "vllm": "vllm==0.31.0"}
+# Not part of the environment without a GPU; the version the recipes were written against.
+BY_HAND = {"vllm": "vllm==0.31.0"}
 
 HEADER = """\
 # The tested set. Install with it to get what the tests ran on:  pip install -e ".[vision]" -c constraints.txt
