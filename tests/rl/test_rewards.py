@@ -131,6 +131,18 @@ def test_a_second_dataset_changes_no_bit_of_the_first(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_how_many_comparisons_are_made_at_a_time_changes_no_bit(options, monkeypatch):
+    scores, valid, mos, dataset = _random_set(b=23, k=5, datasets=("a", "a", "b"))
+    valid[3, 1] = valid[7, 1:] = False
+    whole = rank_rewards(scores, valid, mos, dataset, **options)
+    for chunk in (1, 300, 700):
+        monkeypatch.setattr("thurl.rl.rewards.CHUNK", chunk)
+        parts = rank_rewards(scores, valid, mos, dataset, **options)
+        assert torch.equal(torch.nan_to_num(parts.rewards, nan=-1.0), torch.nan_to_num(whole.rewards, nan=-1.0))
+        assert torch.equal(parts.opponents, whole.opponents)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_shifting_all_scores_changes_nothing(options):
     scores, valid, mos, dataset = _random_set()
     options = {**options, "out_of_range": "official"}

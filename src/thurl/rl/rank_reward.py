@@ -116,9 +116,8 @@ class RankReward:
                     log_metric(f"rank/{name}", value)
         start = sum(len(rows) for rows in per_process[: _process_index()])
         if log_extra is not None:
-            k = table.k
             log_extra("score", scores)
-            log_extra("opponents", [int(result.opponents[row // k]) for row in range(start, start + n)])
+            log_extra("opponents", result.opponents.repeat_interleave(table.k)[start : start + n].tolist())
         rewards = result.rewards.flatten()[start : start + n].tolist()
         return [None if math.isnan(reward) else reward for reward in rewards]
 
@@ -230,11 +229,11 @@ class GatheredScores:
         ]
         correlations = [value for value in correlations if math.isfinite(value)]
         scores = np.where(valid, self.scores.numpy(), np.nan)
-        spread = [float(np.nanstd(row, ddof=1)) for row in scores if np.isfinite(row).sum() > 1]
+        several = scores[np.isfinite(scores).sum(axis=1) > 1]
         return {
             "parse_rate": float(valid.mean()),
             "score_mean": float(np.nanmean(scores)) if valid.any() else math.nan,
-            "score_std": float(np.mean(spread)) if spread else math.nan,
+            "score_std": float(np.nanstd(several, axis=1, ddof=1).mean()) if len(several) else math.nan,
             "batch_srcc": float(np.mean(correlations)) if correlations else math.nan,
             "no_partner": float((result.opponents == 0).double().mean()),
         }

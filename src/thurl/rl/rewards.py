@@ -107,6 +107,9 @@ class RankRewardOptions:
             raise ValueError(f"`eps` is {self.eps}; it must be positive, or the gradient is infinite at p = 0 and 1.")
 
 
+CHUNK = 2**15
+"""Comparisons made at a time: 256 KiB in float64 stay in the cache, where a million at once take twice the time."""
+
 OPTION_NAMES = frozenset(field.name for field in fields(RankRewardOptions))
 
 
@@ -214,14 +217,15 @@ def rank_rewards(
     # One comparison set at a time: a set's numbers then do not depend, to the last bit, on which others are around.
     for code in np.unique(sets):
         members = torch.as_tensor(np.flatnonzero(sets == code), device=where)
-        own_ids = ids[members]
-        opposed = usable[members][None, :] & (own_ids[:, None] != own_ids[None, :])  # (b, b)
-        p = _preferences(q[members], valid[members], mean[members], var[members], options)  # (b, K, b)
-        g = _targets(mos[members], None if mos_std is None else mos_std[members], options)  # (b, b)
-        f = torch.where(opposed[:, None, :], fidelity(p, g[:, None, :], options.eps), 0.0)
-        count = opposed.sum(dim=1)
-        rewards[members] = f.sum(dim=2) / count[:, None]  # 0 / 0 is the NaN of an image without opponents
-        opponents[members] = count
+        per_image = q.shape[1] * len(members) * (q.shape[1] if options.comparison == "scores" else 1)
+        for own in members.split(max(1, CHUNK // per_image)):
+            opposed = usable[members][None, :] & (ids[own][:, None] != ids[members][None, :])  # (c, b)
+            p = _preferences(own, members, q, valid, mean, var, options)  # (c, K, b)
+            g = _targets(own, members, mos, mos_std, options)  # (c, b)
+            f = torch.where(opposed[:, None, :], fidelity(p, g[:, None, :], options.eps), 0.0)
+            count = opposed.sum(dim=1)
+            rewards[own] = f.sum(dim=2) / count[:, None]  # 0 / 0 is the NaN of an image without opponents
+            opponents[own] = count
 
     rewards = torch.where(usable[:, None], rewards, torch.nan)
     rewards = torch.where(valid, rewards, 0.0 if options.failed == "minimum" else torch.nan)
@@ -323,19 +327,28 @@ def _statistics(q, valid, options: RankRewardOptions):
     return mean, var, usable
 
 
-def _preferences(q, valid, mean, var, options: RankRewardOptions):
-    """p[i, k, j] (b, K, b): completion k of image i is judged better than image j."""
+def _preferences(own, others, q, valid, mean, var, options: RankRewardOptions):
+    """p[i, k, j] (c, K, b): completion k of image own[i] is judged better than image others[j]."""
     import torch
 
+    score, spread = q[own], var[own]
     if options.comparison == "mean":
         p = preference_probability(
-            q[:, :, None], mean[None, None, :], var[:, None, None], var[None, None, :], options.eps
+            score[:, :, None],
+            mean[others][None, None, :],
+            spread[:, None, None],
+            var[others][None, None, :],
+            options.eps,
         )
     else:
         each = preference_probability(
-            q[:, :, None, None], q[None, None], var[:, None, None, None], var[None, None, :, None], options.eps
-        )  # (b, K, b, K)
-        weight = valid.to(q.dtype) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+            score[:, :, None, None],
+            q[others][None, None],
+            spread[:, None, None, None],
+            var[others][None, None, :, None],
+            options.eps,
+        )  # (c, K, b, K)
+        weight = valid[others].to(q.dtype) / valid[others].sum(dim=1, keepdim=True).clamp(min=1)
         p = (torch.nan_to_num(each, nan=0.5) if options.mode == "official" else each) * weight
         p = p.sum(dim=3)
     if options.mode == "official":
@@ -343,14 +356,14 @@ def _preferences(q, valid, mean, var, options: RankRewardOptions):
     return p
 
 
-def _targets(mos, mos_std, options: RankRewardOptions):
-    """g[i, j] (b, b) in [0, 1]."""
+def _targets(own, others, mos, mos_std, options: RankRewardOptions):
+    """g[i, j] (c, b) in [0, 1]: image own[i] is rated better than image others[j]."""
     import torch
 
-    difference = mos[:, None] - mos[None, :]
+    difference = mos[own][:, None] - mos[others][None, :]
     if options.targets == "soft":
         variance = mos_std**2
-        g = torch.special.ndtr(difference / torch.sqrt(variance[:, None] + variance[None, :]))
+        g = torch.special.ndtr(difference / torch.sqrt(variance[own][:, None] + variance[others][None, :]))
         return torch.where(torch.isnan(g), 0.5, g)  # equal MOS and no spread: 0 / 0, a tie
     tie = difference.abs() <= options.tie_margin
     return torch.where(tie, 0.5, (difference > 0).to(mos.dtype))
