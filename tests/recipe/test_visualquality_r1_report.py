@@ -32,11 +32,14 @@ def test_a_run_without_a_single_readable_answer(tmp_path, capsys, evaluated_befo
         before=failed if evaluated_before else None,
         after=failed,
         seconds={"training": 1.0, "total": 2.0},
+        timing={"steps": 4, "seconds": {"update": 3.0, "other": 1.0}, "seconds_per_step": {"update": 0.75}},
     )
     results, page = tmp_path / "results.json", tmp_path / "report.html"
     recipe = load_recipe(str(RECIPE), [f"report.results={results}", f"report.html={page}"]).recipe
     record = write_report(recipe, 3, Study(records, [], records), run, run, "recipe.yaml")
     assert record["srcc_after"] is None and record["srcc_control"] is None
     assert json.loads(results.read_text())["runs"][0]["seed"] == 3
+    assert record["seconds_per_step"] == {"update": 0.75}
     assert "undefined" in page.read_text()
+    assert "<td>update</td><td>75.0%</td><td>0.750</td>" in page.read_text()
     assert "undefined after" in capsys.readouterr().out

@@ -72,7 +72,8 @@ def _notes(output, rank=0):
 
 def _history(output, rank=0):
     log = json.loads(Path(f"{output}.{rank}.json").read_text())
-    return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in log]
+    timed = ("timing/", *CLOCK)
+    return [{name: value for name, value in entry.items() if not name.startswith(timed)} for entry in log]
 
 
 def _assert_equal(output, reference, processes=1):

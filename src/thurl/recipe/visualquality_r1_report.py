@@ -16,6 +16,7 @@ from thurl.data.images import open_image
 from thurl.rl.evaluation import jsonable
 from thurl.training.report import Judgement, QualityRow, quality_table, write_quality_report
 from thurl.training.results import write_results
+from thurl.training.timing import phase_rows
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class TrainedRun:
     """What one training run left behind.
 
     `log` is the trainer's log history, `validation` the entries of `QualityEvalCallback.history`; `before` and `after`
-    are results of `evaluate_model` on the test sets, None where not asked for.
+    are results of `evaluate_model` on the test sets, None where not asked for. `timing` is the trainer's
+    (`thurl.training.timed_trainer`), None of a run that had no step to do.
     """
 
     log: list[dict[str, Any]]
@@ -40,6 +42,7 @@ class TrainedRun:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     seconds: dict[str, float]
+    timing: dict[str, Any] | None = None
 
 
 def write_report(
@@ -84,6 +87,8 @@ def write_report(
 def run_record(seed: int, main: TrainedRun, control: TrainedRun | None) -> dict[str, Any]:
     """One record of a results file: `seed`, correlations before and after, `srcc_control`, `per_degradation`, seconds.
 
+    `seconds_by_phase` are the parts of the whole run, `seconds_per_step` the phases of an optimizer step.
+
     The correlations are means over the test sets; `srcc_control` of a policy that gives every picture the same score
     is null, and so are numbers that were not asked for.
     """
@@ -98,6 +103,8 @@ def run_record(seed: int, main: TrainedRun, control: TrainedRun | None) -> dict[
         record["per_dataset"] = {name: entry["srcc"] for name, entry in main.after["datasets"].items()}
     record["seconds"] = main.seconds.get("total")
     record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
+    if main.timing:
+        record["seconds_per_step"] = main.timing["seconds_per_step"]
     if control:
         record["seconds_control"] = sum(control.seconds.values())
     return jsonable(record)
@@ -203,6 +210,7 @@ def _write_html(
         ],
         facts=facts,
         notes=notes,
+        timing=phase_rows(main.timing["seconds"], main.timing["steps"]) if main.timing else (),
     )
 
 

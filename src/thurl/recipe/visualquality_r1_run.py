@@ -134,7 +134,8 @@ def train(
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
     if args.push_to_hub:
         trainer.push_to_hub()
-    return TrainedRun(list(trainer.state.log_history), watch.history if watch else [], before, after, seconds)
+    log, validation = list(trainer.state.log_history), watch.history if watch else []
+    return TrainedRun(log, validation, before, after, seconds, trainer.timing)
 
 
 def evaluator(

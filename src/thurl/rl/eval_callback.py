@@ -33,6 +33,7 @@ from thurl.rl.decoding import Decoding, QualityScore, failed_score, make_decodin
 from thurl.rl.evaluation import GROUPINGS, Grouping, jsonable, summarise_scores
 from thurl.rl.prompts import PromptPreset
 from thurl.rl.scorer import QualityScorer
+from thurl.training.timing import phase
 
 
 __all__ = ["QualityEvalCallback", "preserved_random_state", "score_sharded"]
@@ -151,7 +152,8 @@ class QualityEvalCallback(TrainerCallback):
 
     def _evaluate(self, state: Any, model: Any) -> None:
         start = time.perf_counter()
-        result = self.evaluate(model)
+        with phase("evaluation"):
+            result = self.evaluate(model)
         stds = [value for entry in result["datasets"].values() if not math.isnan(value := entry["score_std"])]
         metrics: dict[str, float] = {
             "eval_srcc": result["mean"]["srcc"],

@@ -20,9 +20,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from thurl.errors import ThurlError, UsageError
 from thurl.rl.checked_reward import checked_reward
+from thurl.rl.preprocessing import FetchedOnce, PreprocessedOnce
 from thurl.rl.rank_reward import FormatReward, RankReward
 from thurl.rl.sampler import DatasetBlockSampler, Weights
 from thurl.rl.shared_prefix import PrefixSharing, PrefixSharingMode, split_whole_groups, unsupported
+from thurl.rl.timed_rollouts import TimedRollouts, timed_log_probs
 from thurl.rl.vllm_prompts import wrap_colocate_generation
 from thurl.training.exact_resume import ExactResumeTrainer
 
@@ -94,13 +96,16 @@ def freeze_parameters(model: torch.nn.Module, parts: Sequence[Literal["vision", 
     return frozen
 
 
-class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
+class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
     """`trl.GRPOTrainer` for learning to rank images, which resumes exactly (`thurl.training.exact_resume`).
+
+    Logs where the time of a step goes (`timing/*`, `thurl.rl.timed_rollouts`).
 
     Overrides of TRL's private methods, each guarded by a test of its signature:
     - `_get_train_sampler`: batches of dataset-pure blocks (`DatasetBlockSampler`);
-    - `_generate_and_score_completions`: a check of the first batch's image markers (TRL issue 5785), and of vLLM's
-      log-probabilities against the trainer's in the first batches;
+    - `_get_dataloader`: pictures are opened once per generation batch (`thurl.rl.preprocessing`);
+    - `_generate_and_score_completions`: pictures are preprocessed once for all their completions; a check of the first
+      batch's image markers (TRL issue 5785), and of vLLM's log-probabilities against the trainer's in the first ones;
     - `_get_per_token_logps_and_entropies`, `_prepare_inputs`: with prefix sharing, packed rows and whole groups.
     Saved in checkpoints: `_step` and `_buffered_inputs` (completions are used for several optimizer steps, and
     a checkpoint may lie between them) and `_metrics`.
@@ -171,6 +176,7 @@ class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
             **kwargs,
         )
         self._tokenizer.padding_side = "left"
+        self._pictures = PreprocessedOnce(self.processing_class)
         if self.use_vllm and args.vllm_mode == "colocate" and self._image_pad_token_id is not None:
             wrap_colocate_generation(self.vllm_generation, self._image_pad_token_id)
         self._sharing = None if prefix_sharing == "off" else self._prefix_sharing(prefix_sharing)
@@ -199,6 +205,7 @@ class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
         self._buffered_inputs = split_whole_groups(completed, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    @timed_log_probs
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -232,6 +239,12 @@ class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
         if dataset is not None and dataset is not self.train_dataset:
             raise UsageError("The sampler was built for `train_dataset`; it cannot order another dataset.")
         return self._sampler
+
+    def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Any = None, **kwargs: Any) -> Any:
+        if not hasattr(dataset, "__getitem__"):  # a stream, for evaluation
+            return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, **kwargs)
+        sampler = None if sampler_fn is None else lambda _: sampler_fn(dataset)
+        return super()._get_dataloader(FetchedOnce(dataset), *args, sampler_fn=sampler, **kwargs)
 
     # -- exact resume ------------------------------------------------------------------------------------------------
 
@@ -268,7 +281,8 @@ class RankGRPOTrainer(ExactResumeTrainer, GRPOTrainer):
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        outputs = super()._generate_and_score_completions(inputs)
+        with self._pictures.batch():
+            outputs = super()._generate_and_score_completions(inputs)
         if not self._markers_checked:
             check_image_markers(outputs, self._image_pad_token_id)
             self._markers_checked = True

@@ -126,6 +126,7 @@ def write_quality_report(
     misjudged: Sequence[Judgement] = (),
     facts: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
+    timing: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write the report of a run that learned to judge quality.
 
@@ -142,6 +143,7 @@ def write_quality_report(
         misjudged: pictures with the largest error, if they are to be shown.
         facts: headline numbers as (label, value).
         notes: what a reader must know to believe the numbers: data, limits, settings.
+        timing: rows of `thurl.training.timing.phase_rows`.
     """
     parts = [f"<header><h1>{_escape(title)}</h1><p class='lead'>{_escape(summary)}</p></header>"]
     if facts:
@@ -160,6 +162,8 @@ def write_quality_report(
             parts.append(
                 _section(heading, f"<div class='gallery'>{''.join(_card(picture) for picture in pictures)}</div>")
             )
+    if timing:
+        parts.append(_section("Where the time went", _text_table(timing)))
     if notes:
         items = "".join(f"<li>{_escape(note)}</li>" for note in notes)
         parts.append(_section("Notes", f"<ul class='notes'>{items}</ul>"))
@@ -226,6 +230,13 @@ def _html_table(rows: Sequence[QualityRow]) -> str:
         ]
         body.append(f"<tr class='{'total' if row.total else ''}'>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> str:
+    """First row: headings, last row: total."""
+    head, *body = [[_escape(cell) for cell in row] for row in rows]
+    lines = [f"<tr class='{'total' if row is body[-1] else ''}'><td>{'</td><td>'.join(row)}</td></tr>" for row in body]
+    return f"<table><thead><tr><th>{'</th><th>'.join(head)}</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _card(picture: Judgement) -> str:
