@@ -91,6 +91,8 @@ def main() -> None:
         "advantages": trainer.advantages,
         "packed_calls": trainer._sharing.packed_calls if trainer._sharing else 0,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "timing": trainer.timing,
+        "logged_timing": [entry["timing/step"] for entry in trainer.state.log_history if "loss" in entry],
     }
     Path(f"{name}.json").write_text(json.dumps(state))
     save_file({key: value.contiguous() for key, value in weights.items()}, f"{name}.safetensors")

@@ -64,6 +64,10 @@ def test_two_processes_equal_one(folder, rows, block_size):
     for name, value in weights_one.items():
         torch.testing.assert_close(weights_two[name], value, atol=1e-6, rtol=0)
     assert set(one["moved"]) == set(weights_one), "full fine-tuning moves every parameter"
+    timing = two[0]["timing"]
+    assert timing == two[1]["timing"] and two[0]["logged_timing"] == two[1]["logged_timing"], "means over processes"
+    assert all(timing["seconds"][name] > 0 for name in ("data", "rollout", "reward", "reference_logps", "update"))
+    assert timing["seconds"]["weight_sync"] == timing["seconds"]["save"] == 0
 
 
 @pytest.mark.distributed

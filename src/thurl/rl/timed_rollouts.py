@@ -15,7 +15,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from thurl.training.timed_trainer import TimedTrainer
@@ -39,15 +40,11 @@ class TimedRollouts(TimedTrainer):
     _draws_completions = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        generation = getattr(self, "vllm_generation", None)
-        if generation is None:
+        with (
+            _timed_attribute(self, "rollout_func", "rollout"),
+            _timed_attribute(getattr(self, "vllm_generation", None), "sync_weights", "weight_sync"),
+        ):
             return super().train(*args, **kwargs)
-        plain = generation.sync_weights
-        generation.sync_weights = timed("weight_sync")(plain)
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            generation.sync_weights = plain
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._draws_completions = True
@@ -64,6 +61,20 @@ class TimedRollouts(TimedTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
         with phase("reward"):
             return super()._calculate_rewards(*args, **kwargs)
+
+
+@contextmanager
+def _timed_attribute(owner: Any, name: str, phase_name: str) -> Iterator[None]:
+    """Charge the function in this attribute, where there is one, until the end of the block."""
+    plain = getattr(owner, name, None)
+    if plain is None:
+        yield
+        return
+    setattr(owner, name, timed(phase_name)(plain))
+    try:
+        yield
+    finally:
+        setattr(owner, name, plain)
 
 
 def timed_log_probs(method: Callable[..., Any]) -> Callable[..., Any]:
