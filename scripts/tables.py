@@ -7,6 +7,8 @@ A table stands between two comments. The first says what it shows, the script fi
     <!-- end results -->
     <!-- fields thurl.recipe.sections:RewardSection -->                 the keys of a recipe section
     <!-- end fields -->
+    <!-- plan DEVICE -->                                                what `thurl plan` says of all models
+    <!-- end plan -->
 
 `python scripts/tables.py` writes, `--check` only says (exit code 1) which pages are out of date.
 """
@@ -21,6 +23,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from thurl.recipe.plan import make_plan
+from thurl.recipe.shipped import find_recipe
+from thurl.recipe.validate import load_recipe
+from thurl.rl.plan.shape import RELEASED
+from thurl.rl.plan.time import device_named
 from thurl.training.results import read_results
 
 
@@ -34,6 +41,13 @@ FIELDS = re.compile(
     r"(?P<open><!-- fields (?P<module>[\w.]+):(?P<name>\w+) -->\n)(?P<body>.*?)(?P<close><!-- end fields -->)",
     re.DOTALL,
 )
+PLAN = re.compile(r"(?P<open><!-- plan (?P<device>\w+) -->\n)(?P<body>.*?)(?P<close><!-- end plan -->)", re.DOTALL)
+PLANNED_GPUS = (1, 8, 16, 32, 64)
+# Same rows in flight for every model: 2 pictures x 6 answers at a time, 8 pictures per generation batch and GPU.
+PLANNED = (
+    *("training.per_device_train_batch_size=12", "training.gradient_accumulation_steps=4", "reward.scope=global"),
+    "training.output_dir=runs/plan",
+)
 WORDS = {"srcc": "SRCC", "plcc": "PLCC", "std": "SD"}
 
 
@@ -45,7 +59,43 @@ def pages(root: Path) -> list[Path]:
 def filled(text: str, root: Path) -> str:
     """The page with all its tables written anew."""
     text = BLOCK.sub(lambda block: block["open"] + _table(block, root) + block["close"], text)
-    return FIELDS.sub(lambda block: block["open"] + _fields(block) + block["close"], text)
+    text = FIELDS.sub(lambda block: block["open"] + _fields(block) + block["close"], text)
+    return PLAN.sub(lambda block: block["open"] + _planned(block["device"]) + block["close"], text)
+
+
+def _planned(name: str) -> str:
+    """Model and way to train against numbers of GPUs: GiB at the peak and seconds of a step, or what is missing."""
+    device = device_named(name)
+    rows = [["model", "trained", "rollouts", *(f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in PLANNED_GPUS)]]
+    for model in RELEASED:
+        for recipe, trained, mode in (
+            ("visualquality_r1_lora", "LoRA", "colocate"),
+            ("visualquality_r1", "all weights", "colocate"),
+            ("visualquality_r1", "all weights", "server"),
+        ):
+            cells = [_planned_cell(recipe, model, mode, gpus, device) for gpus in PLANNED_GPUS]
+            rows.append([model, trained, mode, *cells])
+    return "\n" + _markdown(rows) + "\n\n"
+
+
+def _planned_cell(recipe: str, model: str, mode: str, gpus: int, device: Any) -> str:
+    # The engine is split over as few GPUs as leave it room, and takes its weights and a tenth of the GPU.
+    weights = 2 * RELEASED[model].parameters / 2**30 / device.memory
+    split = next((count for count in (1, 2, 4, 8) if weights / count < 0.5), 8)
+    if mode == "colocate" and split > gpus:
+        return "does not fit"
+    overrides = [
+        f"model.name_or_path=Qwen/{model}-Instruct",
+        f"training.vllm_mode={mode}",
+        f"training.vllm_tensor_parallel_size={split if mode == 'colocate' else 1}",
+        f"training.vllm_gpu_memory_utilization={min(0.9, weights / split + 0.1):.2f}",
+        *PLANNED,
+    ]
+    loaded = load_recipe(find_recipe(recipe), overrides, processes=gpus)
+    plan = make_plan(loaded.recipe, gpus=gpus, memory=device.memory, zero=3 if gpus > 1 else 0, device=device)
+    if not plan.fits:
+        return f"no: {plan.peak / 2**30:.0f} GiB"
+    return f"{plan.peak / 2**30:.0f} GiB, {sum(plan.seconds.values()):.0f} s"
 
 
 def _fields(block: re.Match[str]) -> str:

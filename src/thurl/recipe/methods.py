@@ -16,6 +16,8 @@ class Method(NamedTuple):
     recipe: str
     run: str
     summary: str
+    plan: str | None = None
+    """Sizes for `thurl plan`, where the method can say them."""
 
 
 METHODS: dict[str, Method] = {
@@ -23,6 +25,7 @@ METHODS: dict[str, Method] = {
         recipe="thurl.recipe.visualquality_r1:VisualQualityR1Recipe",
         run="thurl.recipe.visualquality_r1_run:run",
         summary="image quality by reinforcement learning to rank (arXiv 2505.14460)",
+        plan="thurl.recipe.visualquality_r1_plan:planned_run",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -23,9 +24,10 @@ from thurl.recipe.sections import (
     WarmStartSection,
     raise_problems,
 )
+from thurl.rl.prompts import PRESETS, PromptPreset
 
 
-__all__ = ["VisualQualityR1Recipe"]
+__all__ = ["VisualQualityR1Recipe", "prompt_preset"]
 
 
 class VisualQualityR1Recipe(Section):
@@ -78,6 +80,18 @@ class VisualQualityR1Recipe(Section):
     def _across_sections(self) -> VisualQualityR1Recipe:
         raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
         return self
+
+
+def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
+    """The preset of `data.prompt` with its own words put in. Training never shows the vision id."""
+    section = recipe.data.prompt
+    changes = {
+        name: getattr(section, name)
+        for name in ("question", "think_suffix", "direct_suffix", "system")
+        if getattr(section, name) is not None
+    }
+    preset = replace(PRESETS[section.preset], vision_id=bool(section.vision_id))
+    return replace(preset, **changes, name="recipe") if changes else preset
 
 
 def _block_problems(sections: Mapping[str, Any], training: dict[str, Any], world: int) -> list[Problem]:

@@ -21,13 +21,14 @@ from transformers import set_seed
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
-from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe
+from thurl.recipe.plan import warn_before_start
+from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe, prompt_preset
 from thurl.recipe.visualquality_r1_data import Study, fingerprint, load_study
 from thurl.recipe.visualquality_r1_report import TrainedRun, write_report
 from thurl.rl.dataset import build_rank_dataset, shuffle_mos
 from thurl.rl.decoding import Decoding
 from thurl.rl.eval_callback import QualityEvalCallback
-from thurl.rl.prompts import PRESETS, PromptPreset, save_prompt
+from thurl.rl.prompts import PromptPreset, save_prompt
 from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
 from thurl.rl.rewards import RankRewardOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
@@ -62,6 +63,8 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
     quiet_libraries()
     args = training_arguments(recipe)
     folder = Path(args.output_dir)
+    if PartialState().is_main_process:
+        warn_before_start(recipe)
     started = time.perf_counter()
     study = load_study(recipe, folder)
     model_path = starting_point(recipe, study.train, folder, recipe_path, overrides)
@@ -165,18 +168,6 @@ def whole_parameters(model: Any) -> AbstractContextManager[Any]:
 
 
 # -- model ---------------------------------------------------------------------------------------------------------
-
-
-def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
-    """The preset of `data.prompt` with its own words put in. Training never shows the vision id."""
-    section = recipe.data.prompt
-    changes = {
-        name: getattr(section, name)
-        for name in ("question", "think_suffix", "direct_suffix", "system")
-        if getattr(section, name) is not None
-    }
-    preset = replace(PRESETS[section.preset], vision_id=bool(section.vision_id))
-    return replace(preset, **changes, name="recipe") if changes else preset
 
 
 def starting_point(
