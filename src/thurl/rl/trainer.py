@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from thurl.errors import ThurlError, UsageError
 from thurl.rl.checked_reward import checked_reward
+from thurl.rl.frozen_vision import VISION_MODULES, skip_frozen_towers
 from thurl.rl.preprocessing import FetchedOnce, PreprocessedOnce
 from thurl.rl.rank_reward import FormatReward, RankReward
 from thurl.rl.sampler import DatasetBlockSampler, Weights
@@ -36,9 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_LOGP_DIFFERENCE = 0.05
 """nats; 0.002 measured in bfloat16 with right prompts, 0.54 with the corrupted ones of TRL 1.16."""
 ROLLOUT_CHECKS = 5
-
 # How a part of a model is recognised in its parameter names in memory (transformers 5: `model.visual.*`).
-_VISION_NAMES = ("visual.", "vision_tower.", "vision_model.")
+_VISION_NAMES = tuple(f"{name}." for name in VISION_MODULES)
 
 
 @dataclass
@@ -175,6 +175,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        skip_frozen_towers(self.model)
         self._tokenizer.padding_side = "left"
         self._pictures = PreprocessedOnce(self.processing_class)
         if self.use_vllm and args.vllm_mode == "colocate" and self._image_pad_token_id is not None:
