@@ -161,7 +161,6 @@ def test_several_gpus_need_a_launcher(tmp_path, monkeypatch):
 
 def test_zero_needs_a_launcher(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     training = loaded(tmp_path).recipe.training | {"deepspeed": {"zero_optimization": {"stage": 3}}}
     recipe = loaded(tmp_path, training=training)
     with pytest.raises(UsageError, match="torchrun"):

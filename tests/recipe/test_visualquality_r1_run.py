@@ -95,6 +95,33 @@ def test_two_processes_with_an_adapter(tmp_path):
         assert json.loads((folder / "thurl_prompt.json").read_text())["question"].startswith("Rate the quality")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_on_two_cpu_processes(tmp_path, stage):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done, out = _launch(
+        [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"],
+        tmp_path,
+        "training.per_device_train_batch_size=16",
+        "model.freeze=[]",
+        f"training.deepspeed=deepspeed_configs/zero{stage}.json",
+    )
+    assert "Warning" not in done.stderr, "DeepSpeed's calls of torch warn in every step"
+    results = json.loads((out / "results.json").read_text())
+    assert [entry["step"] for entry in results["validation"]] == [0, 1, 2]
+    from safetensors.torch import load_file
+
+    from thurl.rl import QualityScorer
+
+    # The whole weights, not a share, and trained ones.
+    start, end = load_file(out / "start" / "model.safetensors"), load_file(out / "model.safetensors")
+    assert {name: value.shape for name, value in end.items()} == {name: value.shape for name, value in start.items()}
+    assert sum(not value.equal(start[name]) for name, value in end.items()) > 0.9 * len(end)
+    picture = next((out / "data" / "held_out" / "images").glob("*.png"))
+    assert len(QualityScorer.from_pretrained(out).score([picture], max_new_tokens=16)) == 1
+
+
 def _recipe(name, *overrides):
     return load_recipe(str(ROOT / "recipes" / name), list(overrides)).recipe
 

@@ -3,28 +3,31 @@
 usage: resumable_run.py MODEL_FOLDER SETTINGS_JSON
 
 The model generates for itself, so that the rollouts depend on the weights and on the random states. SETTINGS_JSON is
-a list with one entry per run. Each run is a forked process (under torchrun one of each worker, and then one run per
-launch), which saves importing everything again; the exit codes (-9: killed) go to `codes-RANK.json` beside the first
-output. Settings of a run: `output`, `attempt`, `resume` (argument of `train`), `kill_at`, `kill_while_writing`,
-`term_at`, `full_disk_at` (steps), `fields` of the configuration, `lora`.
+a list with one entry per run; the exit codes of all runs (by process; -9: killed) go to `codes.json` beside the first
+output. Settings of a run: `output`, `attempt`, `processes`, `resume` (argument of `train`), `kill_at`,
+`kill_while_writing`, `term_at`, `full_disk_at` (steps), `kill_rank` (all when absent), `truncate` (folder and
+pattern of a file to damage first), `fields` of the configuration, `lora`, `prefix_sharing`, `deepspeed` (file).
 """
 
+import functools
 import json
 import logging
 import os
 import resource
 import signal
 import sys
-import traceback
 from pathlib import Path
 
+from forked_worlds import run_world
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, set_seed
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
+from thurl.recipe.visualquality_r1_run import whole_parameters
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
 from thurl.training import exact_resume
+from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 
 
 IMAGES = 8
@@ -40,7 +43,7 @@ def die():
 
 
 class Mishaps(TrainerCallback):
-    """Kills, signals and full disks at chosen steps, in every process."""
+    """Kills, signals and full disks at chosen steps."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -58,7 +61,8 @@ class Mishaps(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.settings.get("kill_at"):
-            die()
+            if self.settings.get("kill_rank") in (None, args.process_index):
+                die()
 
 
 class Recording(RankGRPOTrainer):
@@ -88,14 +92,16 @@ def run(folder, settings) -> int:
         RatedImage(str(folder / f"{index}.png"), float(index), dataset="a" if index < IMAGES // 2 else "b")
         for index in range(IMAGES)
     ]
+    prepare_deepspeed_on_cpu(settings.get("deepspeed"), use_cpu=True, timeout=60)
     args = RankGRPOConfig(
         str(output),
         **{
             "use_cpu": True,
+            "deepspeed": settings.get("deepspeed"),
             "bf16": False,
             "seed": 3,
             "learning_rate": 0.01,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": 8 // settings.get("processes", 1),
             "num_generations": 4,
             "steps_per_generation": 2,
             "num_iterations": 2,
@@ -126,6 +132,7 @@ def run(folder, settings) -> int:
         processing_class=AutoProcessor.from_pretrained(folder),
         peft_config=peft_config,
         block_size=4,
+        prefix_sharing=settings.get("prefix_sharing", "off"),
     )
     trainer.add_callback(Mishaps(settings))
     trainer.notes = f"{output}.notes-{settings.get('attempt', 0)}"
@@ -135,31 +142,30 @@ def run(folder, settings) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
     rank = trainer.accelerator.process_index
-    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-    save_file({key: value.clone().contiguous() for key, value in weights.items()}, f"{output}.{rank}.safetensors")
+    Path(f"{output}.{rank}.packed").write_text(str(trainer._sharing.packed_calls if trainer._sharing else 0))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with whole_parameters(model):
+        weights = {key: value.cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, f"{output}.{rank}.safetensors")
     Path(f"{output}.{rank}.json").write_text(json.dumps(trainer.state.log_history))
     return 0
 
 
-def main() -> int:
+def main() -> None:
     folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if any(settings.get("deepspeed") for settings in runs):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed  # noqa: F401 - once, not in every process
     codes = []
     for settings in runs:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = run(folder, settings)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    rank = os.environ.get("RANK", "0")
-    Path(runs[0]["output"]).with_name(f"codes-{rank}.json").write_text(json.dumps(codes))
-    return 0
+        if "truncate" in settings:
+            place, pattern = settings["truncate"]
+            (file,) = Path(place).glob(pattern)
+            file.write_bytes(file.read_bytes()[:-100])
+        processes = settings.get("processes", 1)
+        codes.append(run_world(functools.partial(run, folder), settings, processes=processes))
+    Path(runs[0]["output"]).with_name("codes.json").write_text(json.dumps(codes))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -37,22 +37,18 @@ def _environment():
     return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-def _run(folder, runs, *, processes=1):
-    """Run one after the other; the exit codes of every process, and what they said."""
-    command, said = [sys.executable], ""
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += [str(SCRIPT), str(folder)]
-    codes = [[] for _ in range(processes)]
-    for part in [runs] if processes == 1 else [[run] for run in runs]:
-        settings = json.dumps([{**run, "output": str(run["output"])} for run in part])
-        done = subprocess.run([*command, settings], capture_output=True, text=True, env=_environment(), timeout=280)
-        assert done.returncode == 0, done.stderr[-4000:]
-        said += done.stderr
-        for rank in range(processes):
-            codes[rank] += json.loads(part[0]["output"].with_name(f"codes-{rank}.json").read_text())
-    return codes, said
+def _run(folder, runs, limit=280):
+    """Run one after the other; the exit codes of every process of each, and what they said."""
+    settings = json.dumps([{**run, "output": str(run["output"])} for run in runs])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), settings],
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        timeout=limit,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(runs[0]["output"].with_name("codes.json").read_text()), done.stderr
 
 
 def _chain(output, *runs, **common):
@@ -68,6 +64,10 @@ def _notes(output, rank=0):
             step, kind, value = json.loads(line)
             steps.setdefault(step, []).append((kind, value))
     return attempts
+
+
+def _packed_calls(output):
+    return int(Path(f"{output}.0.packed").read_text())
 
 
 def _history(output, rank=0):
@@ -123,8 +123,8 @@ def place(folder, tmp_path_factory):
     """All chains in one launch: folder of their outputs, and what they said."""
     path = tmp_path_factory.mktemp("runs")
     runs = [run for name, (chain, common, _) in CHAINS.items() for run in _chain(path / name, *chain, **common)]
-    (codes,), said = _run(folder, runs)
-    assert codes == [code for _, _, expected in CHAINS.values() for code in expected], said[-4000:]
+    codes, said = _run(folder, runs)
+    assert codes == [[code] for _, _, expected in CHAINS.values() for code in expected], said[-4000:]
     return path, said
 
 
@@ -154,24 +154,28 @@ def test_what_was_done_twice_and_what_not(place):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, place, tmp_path):
     reference, output = place[0] / "reference", tmp_path / "run"
-    for step in (5, 6, 7):
+    for step in (3, 4, 5, 6, 7):
         shutil.copytree(reference / f"checkpoint-{step}", output / f"checkpoint-{step}")
-    weights = output / "checkpoint-7" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    for step, name in ((7, "model.safetensors"), (5, "optimizer.pt")):
+        file = output / f"checkpoint-{step}" / name
+        file.write_bytes(file.read_bytes()[:-100])
+    (output / "checkpoint-4" / MANIFEST).unlink()
     state = output / "checkpoint-6" / "thurl_resume_0.safetensors"
     content = bytearray(state.read_bytes())
     content[-1] ^= 1
     state.write_bytes(content)
     explicit = {"resume": str(output / "checkpoint-7")}
     other = {"resume": "auto", "fields": {"num_iterations": 1}}
-    (codes,), said = _run(folder, _chain(output, explicit, other, {"resume": "auto"}))
-    assert codes == [2, 2, 0], said[-4000:]
+    codes, said = _run(folder, _chain(output, explicit, other, {"resume": "auto"}))
+    assert codes == [[2], [2], [0]], said[-4000:]
     assert "checkpoint-7 cannot be resumed from: model.safetensors has" in said
-    assert f"The last whole one is {output / 'checkpoint-5'}" in said
+    assert f"The last whole one is {output / 'checkpoint-3'}" in said
     assert "`num_iterations` was 2, now 1" in said
     assert "checkpoint-6 is not whole and is left out: thurl_resume_0.safetensors has another content" in said
-    assert f"Resuming from {output / 'checkpoint-5'}" in said
-    assert {attempt: min(steps) for attempt, steps in _notes(output).items()} == {2: 5}
+    assert "checkpoint-5 is not whole and is left out: optimizer.pt has" in said
+    assert f"checkpoint-4 is not whole and is left out: {MANIFEST} is missing" in said
+    assert f"Resuming from {output / 'checkpoint-3'}" in said
+    assert {attempt: min(steps) for attempt, steps in _notes(output).items()} == {2: 3}
     _assert_equal(output, reference)
 
 
@@ -185,33 +189,105 @@ def test_checkpoints_hold_nothing_pickled_of_ours(place):
     assert sum(map(torch.numel, inside.values())) > 10 * sum(map(torch.numel, between.values())), "no rollouts at 8"
 
 
-@pytest.mark.distributed
-def test_two_processes_killed_inside_a_generation_cycle(folder, tmp_path):
-    common = {"fields": {"per_device_train_batch_size": 4}}
-    runs = _chain(tmp_path / "reference", {}, **common) + _chain(tmp_path / "run", *_kills(9), **common)
-    codes, said = _run(folder, runs, processes=2)
-    assert codes == [[0, -9, 0]] * 2, said[-4000:]
+# Two processes, in which one may die alone: what ends with 1 is the one left over. It must not wait for the dead one.
+PAIRS = {
+    "reference": ([{}], {}, [[0, 0]]),
     # In the second epoch, whose order accelerate does not pass on to the sampler of a resumed run.
-    assert [min(steps) for _, steps in sorted(_notes(tmp_path / "run", 1).items())] == [0, 9]
-    _assert_equal(tmp_path / "run", tmp_path / "reference", processes=2)
+    "killed": (_kills(9), {}, [[-9, -9], [0, 0]]),
+    "one_dies": ([{"kill_at": 5, "kill_rank": 1}, {"resume": "auto"}], {}, [[1, -9], [0, 0]]),
+    "writing": ([{"kill_while_writing": 6}, {"resume": "auto"}], {"fields": SPARSE}, [[-9, 1], [0, 0]]),
+    "term": ([{"term_at": 6, "fields": {"save_strategy": "no"}}, {"resume": "auto"}], {}, [[143, 143], [0, 0]]),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs")
+    runs = [run for name, (chain, common, _) in PAIRS.items() for run in _chain(path / name, *chain, **common)]
+    checkpoint = str(path / "reference" / "checkpoint-9")
+    runs = [{**run, "processes": 2} for run in runs] + _chain(path / "alone", {"resume": checkpoint})
+    codes, said = _run(folder, runs)
+    assert codes == [*(code for _, _, expected in PAIRS.values() for code in expected), [2]], said[-4000:]
+    return path, said
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "reference"])
+def test_two_processes_end_as_the_uninterrupted_ones(pairs, name):
+    path, _ = pairs
+    _assert_equal(path / name, path / "reference", processes=2)
+    again = {"killed": 9, "one_dies": 5, "writing": 3, "term": 6}
+    assert [min(steps) for _, steps in sorted(_notes(path / name, 1).items())] == [0, again[name]]
+
+
+@pytest.mark.distributed
+def test_another_number_of_processes_is_refused(pairs):
+    path, said = pairs
+    assert "`processes` was 2, now 1" in said and not _notes(path / "alone")
+
+
+ZERO3 = {"deepspeed": str(Path(__file__).parents[2] / "deepspeed_configs" / "zero3.json"), "processes": 2}
+ZERO2 = {**ZERO3, "deepspeed": ZERO3["deepspeed"].replace("zero3", "zero2")}
+PREFIX = {"prefix_sharing": "on"}
+ACCUMULATION = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 10}
+
+
+@pytest.mark.distributed
+def test_zero3_and_shared_prefixes(folder, tmp_path):
+    """DeepSpeed's own files are part of the checkpoint: damage to one of them is found."""
+    alone, sharded = tmp_path / "prefix", tmp_path / "zero3"
+    short = {**PREFIX, "fields": {"max_steps": 6}}
+    truncated = [str(sharded), "checkpoint-3/global_step3/*rank_1*optim_states.pt"]
+    runs = [
+        *_chain(Path(f"{alone}-reference"), {}, **short),
+        *_chain(alone, *_kills(3), **short),
+        *_chain(Path(f"{sharded}-reference"), {}, **ZERO3, **short),
+        *_chain(sharded, {"kill_at": 3}, {"resume": "auto", "truncate": truncated}, **ZERO3, **short),
+        *_chain(tmp_path / "zero2", {"resume": str(sharded / "checkpoint-5")}, **ZERO2, **short),
+    ]
+    codes, said = _run(folder, runs)
+    assert codes == [[0], [-9], [0], [0, 0], [-9, -9], [0, 0], [2, 2]], said[-4000:]
+    _assert_equal(alone, Path(f"{alone}-reference"))
+    assert _packed_calls(alone) > 0 < _packed_calls(Path(f"{sharded}-reference"))
+    assert "checkpoint-3 is not whole and is left out: global_step3/" in said
+    assert f"Resuming from {sharded / 'checkpoint-2'}" in said
+    assert "`zero_stage` was 3, now 2" in said
+    _assert_equal(sharded, Path(f"{sharded}-reference"), processes=2)
 
 
 VARIANTS = {
-    "accumulation": {"fields": {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 10}},
+    "plain": {},
+    "accumulation": {"fields": ACCUMULATION},
     "one_pass": {"fields": {"num_iterations": 1}},
     "adapter_with_dropout": {"lora": True},
+    "prefix": PREFIX,
+    "prefix_accumulation_adapter": {**PREFIX, "lora": True, "fields": ACCUMULATION},
     "checkpointing_and_constant_rate": {
         "fields": {"gradient_checkpointing": True, "lr_scheduler_type": "constant", "optim": "adafactor"}
     },
 }
+CASES = [
+    *((name, 1, settings) for name, settings in VARIANTS.items()),
+    *((name, 2, settings) for name, settings in VARIANTS.items()),
+    ("zero2_accumulation", 2, {**ZERO2, "fields": ACCUMULATION}),
+    ("zero3_accumulation", 2, {**ZERO3, "fields": ACCUMULATION}),
+    ("zero3_prefix", 2, {**ZERO3, **PREFIX}),
+    ("zero3_adapter", 2, {**ZERO3, "lora": True}),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", *VARIANTS])
-def test_killed_after_every_step(folder, tmp_path, variant):
-    common = VARIANTS.get(variant, {})
-    steps = range(1, common.get("fields", {}).get("max_steps", 11) + 1)
+@pytest.mark.parametrize(
+    ("settings", "processes"),
+    [pytest.param(settings, processes, id=f"{name}-{processes}") for name, processes, settings in CASES],
+)
+def test_killed_after_every_step(folder, tmp_path, settings, processes):
+    fields = dict(settings.get("fields", {}))
+    if "gradient_accumulation_steps" in fields:
+        fields["per_device_train_batch_size"] = 4 // processes
+    common = {**settings, "processes": processes, "fields": fields}
+    steps = range(1, fields.get("max_steps", 11) + 1)
     runs = _chain(tmp_path / "reference", {}, **common) + _chain(tmp_path / "run", *_kills(*steps), **common)
-    (codes,), said = _run(folder, runs)
-    assert codes == [0, *[-9] * len(steps), 0], said[-4000:]
-    _assert_equal(tmp_path / "run", tmp_path / "reference")
+    codes, said = _run(folder, runs, limit=1800)
+    assert codes == [[code] * processes for code in (0, *[-9] * len(steps), 0)], said[-4000:]
+    _assert_equal(tmp_path / "run", tmp_path / "reference", processes)

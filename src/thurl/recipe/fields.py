@@ -245,8 +245,6 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         report("save_only_model", "leaves out what `resume_from_checkpoint` needs; remove one of them")
     if get("remove_unused_columns"):
         report("remove_unused_columns", "must stay false: the reward reads the MOS and dataset columns")
-    if get("deepspeed") and get("use_cpu") and os.environ.get("DS_ACCELERATOR") != "cpu":
-        report("deepspeed", "with `use_cpu: true` DeepSpeed needs the environment variable DS_ACCELERATOR=cpu")
     return problems
 
 

@@ -32,6 +32,7 @@ from thurl.rl.prompts import PromptPreset, save_prompt
 from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
 from thurl.rl.rewards import RankRewardOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
+from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 
 
@@ -61,6 +62,8 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
         StoppedError: SIGTERM came while it trained; the checkpoint is written.
     """
     quiet_libraries()
+    field = recipe.training.get
+    prepare_deepspeed_on_cpu(field("deepspeed"), bool(field("use_cpu")), float(field("ddp_timeout", 1800)))
     args = training_arguments(recipe)
     folder = Path(args.output_dir)
     if PartialState().is_main_process:

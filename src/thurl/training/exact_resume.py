@@ -82,6 +82,7 @@ class ExactResumeTrainer(Trainer):
         """What a resumed run must have in common with the saved one, as plain values, the same on every process."""
         return {
             "processes": self.args.world_size,
+            "zero_stage": plugin.zero_stage if (plugin := self.args.deepspeed_plugin) is not None else 0,
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "seed": self.args.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,9 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    # DeepSpeed 0.19 calls what torch 2.13 has renamed, and torch says so for every call.
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        warnings.filterwarnings("ignore", message=f"`torch.distributed.{name}` is deprecated", category=FutureWarning)
 
 
 def quiet_trainer(trainer: Any) -> None:
