@@ -124,19 +124,19 @@ def run(folder, settings) -> int:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    trainer = Recording(
-        model,
-        reward_funcs=[letters],
-        args=args,
-        train_dataset=build_rank_dataset(records),
-        processing_class=AutoProcessor.from_pretrained(folder),
-        peft_config=peft_config,
-        block_size=4,
-        prefix_sharing=settings.get("prefix_sharing", "off"),
-    )
-    trainer.add_callback(Mishaps(settings))
-    trainer.notes = f"{output}.notes-{settings.get('attempt', 0)}"
     try:
+        trainer = Recording(
+            model,
+            reward_funcs=[letters],
+            args=args,
+            train_dataset=build_rank_dataset(records),
+            processing_class=AutoProcessor.from_pretrained(folder),
+            peft_config=peft_config,
+            block_size=4,
+            prefix_sharing=settings.get("prefix_sharing", "off"),
+        )
+        trainer.add_callback(Mishaps(settings))
+        trainer.notes = f"{output}.notes-{settings.get('attempt', 0)}"
         trainer.train(resume_from_checkpoint=settings.get("resume"))
     except ThurlError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

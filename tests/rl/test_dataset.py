@@ -1,10 +1,12 @@
 import pytest
+from datasets import Dataset
+from datasets import Image as Picture
 from PIL import Image
 
 from thurl.data.images import ImageError
 from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
-from thurl.rl.dataset import build_rank_dataset, shuffle_mos
+from thurl.rl.dataset import build_rank_dataset, check_pictures, shuffle_mos
 from thurl.rl.prompts import PRESETS, QUESTION, THINK_SUFFIX, PromptPreset
 
 
@@ -53,6 +55,24 @@ def test_refusals(rated_images, tmp_path):
     broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ImageError, match="broken.png"):
         build_rank_dataset([RatedImage(str(broken), 1.0)])[0]
+
+
+def test_rows_without_a_picture_are_refused(rated_images):
+    whole = build_rank_dataset(rated_images)
+    check_pictures(whole)
+    check_pictures(whole.remove_columns("image"))
+    paths = [record.image for record in rated_images]
+    some = Dataset.from_dict({"image": [*paths * 50, None, paths[0], None]})
+    with pytest.raises(UsageError, match=r"2 of 1203 rows have no picture in `image`, the first are \[1200, 1202\]"):
+        check_pictures(some)
+    check_pictures(some.select(range(1200)))
+    with pytest.raises(UsageError, match=r"\[0\]"):
+        check_pictures(some.select([1200, 3]))
+    with pytest.raises(UsageError, match=r"2 of 3 rows have no picture in `images`, the first are \[0, 2\]"):
+        check_pictures(Dataset.from_dict({"images": [[], paths[:2], None]}))
+    pictures = Dataset.from_dict({"image": [paths[0], None]}).cast_column("image", Picture())
+    with pytest.raises(UsageError, match=r"\[1\]"):
+        check_pictures(pictures)
 
 
 def test_shuffled_labels_keep_each_datasets_values_and_lose_their_order(rated_images):

@@ -50,6 +50,9 @@ FAST = {
     "lora_zero3_prefix": cell(2, zero=3, lora=True, prefix_sharing="on"),
 }
 SLOW = {
+    # Groups of 4, 2 rows per process: every other process has rows of a group that began on another one only.
+    "ddp_of_half_groups": cell(6),
+    "ddp_of_half_groups_prefix": cell(6, prefix_sharing="on"),
     "zero2_accumulation": cell(2, zero=2, fields=accumulation(2, 2)),
     "zero2_prefix": cell(2, zero=2, prefix_sharing="on"),
     "zero3": cell(2, zero=3),

@@ -205,9 +205,11 @@ def pairs(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs")
     runs = [run for name, (chain, common, _) in PAIRS.items() for run in _chain(path / name, *chain, **common)]
     checkpoint = str(path / "reference" / "checkpoint-9")
+    # 2 x 32 rows are 16 pictures in a batch; there are 8.
+    runs += _chain(path / "few", {"fields": {"per_device_train_batch_size": 32}})
     runs = [{**run, "processes": 2} for run in runs] + _chain(path / "alone", {"resume": checkpoint})
     codes, said = _run(folder, runs)
-    assert codes == [*(code for _, _, expected in PAIRS.values() for code in expected), [2]], said[-4000:]
+    assert codes == [*(code for _, _, expected in PAIRS.values() for code in expected), [2, 2], [2]], said[-4000:]
     return path, said
 
 
@@ -224,6 +226,13 @@ def test_two_processes_end_as_the_uninterrupted_ones(pairs, name):
 def test_another_number_of_processes_is_refused(pairs):
     path, said = pairs
     assert "`processes` was 2, now 1" in said and not _notes(path / "alone")
+
+
+@pytest.mark.distributed
+def test_too_few_pictures_for_all_processes_are_refused_on_each(pairs):
+    path, said = pairs
+    assert said.count("2 blocks of 4 images do not fill one generation batch of 4 blocks") == 2
+    assert not _notes(path / "few")
 
 
 ZERO3 = {"deepspeed": str(Path(__file__).parents[2] / "deepspeed_configs" / "zero3.json"), "processes": 2}

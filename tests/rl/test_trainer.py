@@ -173,6 +173,8 @@ def test_overridden_private_methods_still_have_their_signatures():
     [
         ({"per_device_train_batch_size": 12}, {}, "no whole number of blocks of 4"),
         ({}, {"block_size": 16}, "no whole number of blocks of 16"),
+        # What many processes do to a small data set: 24 pictures are 6 blocks.
+        ({"per_device_train_batch_size": 112}, {}, "6 blocks of 4 images do not fill .* of 7 blocks.*fewer processes"),
         ({"per_device_train_batch_size": 64}, {"block_size": 16}, "smaller than a block of 16"),
         ({}, {"sampler_weights": {"five": 1.0}}, "no entry for"),
     ],

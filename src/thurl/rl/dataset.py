@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-__all__ = ["build_rank_dataset", "shuffle_mos"]
+__all__ = ["build_rank_dataset", "check_pictures", "shuffle_mos"]
 
 # Qwen2-VL merges 2 x 2 patches of 14 pixels; the official code upsamples smaller sides to this (LANCZOS).
 MIN_SIDE = 28
@@ -61,6 +61,39 @@ def build_rank_dataset(
         "image_id": [f"{record.dataset}/{record.image}" for record in records],
     }
     return Dataset.from_dict(columns).with_transform(_open_images)
+
+
+def check_pictures(dataset: Dataset) -> None:
+    """Refuse a data set in which rows have no picture although it has a column for them.
+
+    A process whose rows are text alone leaves out the vision tower while the others run it. With sharded weights
+    (ZeRO-3, FSDP) they would then wait for one another.
+
+    Args:
+        dataset: with a column `image` or `images`, or with neither (text alone, on all processes).
+
+    Raises:
+        UsageError: rows without a picture; how many, and the first ones.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    for column in ("image", "images"):
+        if column not in dataset.column_names:
+            continue
+        without: list[int] = []
+        for start, table in enumerate(dataset.select_columns([column]).with_format("arrow").iter(1000)):
+            values = table[column].combine_chunks()
+            empty = values.is_null()
+            if pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type):
+                empty = pyarrow.compute.equal(pyarrow.compute.list_value_length(values).fill_null(0), 0)
+            without += (1000 * start + np.flatnonzero(empty.to_numpy(zero_copy_only=False))).tolist()
+        if without:
+            raise UsageError(
+                f"{len(without)} of {len(dataset)} rows have no picture in `{column}`, the first are "
+                f"{without[:5]}. Processes with and without pictures in a batch would wait for one another: leave "
+                f"these rows out, or remove the column `{column}` to train on text alone."
+            )
 
 
 def shuffle_mos(records: Sequence[RatedImage], seed: int) -> list[RatedImage]:

@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from thurl.errors import ThurlError, UsageError
 from thurl.rl.checked_reward import checked_reward
+from thurl.rl.dataset import check_pictures
 from thurl.rl.frozen_vision import VISION_MODULES, skip_frozen_towers
 from thurl.rl.preprocessing import FetchedOnce, PreprocessedOnce
 from thurl.rl.rank_reward import FormatReward, RankReward
@@ -124,8 +125,8 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
         **kwargs: as in TRL.
 
     Raises:
-        UsageError: a generation batch that is no whole number of blocks, a dataset that is too small, or
-            `prefix_sharing="on"` where it is not possible.
+        UsageError: a generation batch that is no whole number of blocks, a dataset that is too small or lacks some of
+            its pictures, or `prefix_sharing="on"` where it is not possible.
     """
 
     _tag_names = ["trl", "grpo", "thurl", "visualquality-r1"]
@@ -155,6 +156,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
             raise UsageError(f"`prefix_sharing` is {prefix_sharing!r}; it is 'auto', 'on' or 'off'.")
         # Before the parent, which may take minutes to load a model.
         self._sampler = _block_sampler(args, train_dataset, block_size, sampler_weights, remainder)
+        check_pictures(train_dataset)
         first_epoch = np.concatenate(self._sampler.image_batches(0)).astype(np.int64)
         self._order = zlib.crc32(first_epoch.tobytes())
         if reward_funcs is None:
