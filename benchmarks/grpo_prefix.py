@@ -1,12 +1,15 @@
 """The policy update with shared prompts against TRL's plain one, in one process, on the same batches.
 
-    python benchmarks/grpo_prefix.py
+    python benchmarks/grpo_prefix.py           # about ten minutes on one idle thread
+    python benchmarks/grpo_prefix.py --full    # every shape
 
 Per shape (prompt tokens P, completion tokens C, completions K): one picture, K completions of C tokens each, all of
 equal length, so that nothing is padded and the plain layout is at its best. An update is `compute_loss`, backward and
 an AdamW step of the trainer's model; the reference pass is the same log-probabilities without gradients. Plain and
-shared alternate, and change places in every second pair; the ratio is the median of the pairs' ratios. `auto_seconds`
-is what `auto` pays for its decision, in each pass, whatever it decides: too little to show between two updates.
+shared alternate, and change places in every second pair; a speedup is the median of the pairs' ratios. `auto_speedup`
+is that of `prefix_sharing: auto`: where it keeps the plain layout, what its decision costs, which is too little to
+show between two updates and therefore timed alone. Memory is the peak of forward and backward above the weights, in
+bytes of tensors.
 
 Models: `some_layers` (text width 256, 4 layers; vision width 128, 4 layers of which one sees the whole picture, as
 released models have it) and `recipe`, the model, pictures and answers of the tiny recipe.
@@ -20,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thurl.data.records import RatedImage
-from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset, shared_prefix
-from thurl.rl.shared_prefix import PrefixSharing
+from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
+from thurl.rl.shared_prefix import PrefixSharing, update
 from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
 from thurl.training.results import write_results
 
@@ -41,47 +46,50 @@ SOME_LAYERS = {
     **{"vision_hidden": 128, "vision_depth": 4, "vision_heads": 4},
     **{"min_pixels": PIXELS**2, "max_pixels": 1200 * PIXELS**2},
 }
-SHAPES = [
-    # P, C, K, pictures
-    *((prompt, answer, 6, 1) for prompt in (64, 256) for answer in (32, 128, 256)),
-    *((1024, 128, 6, 1), (1024, 32, 6, 1), (1024, 128, 8, 1), (1024, 256, 6, 1)),
-]
+RECIPE = "recipe"
 RECIPE_SHAPE = (0, 14, 8, 24)  # its pictures are small, so the prompt is as long as it is
+SHAPES = {
+    f"{prompt}x{answer}x{group}": (prompt, answer, group, 1)
+    for prompt in (64, 256, 1024)
+    for answer in (32, 128, 256)
+    for group in (6, 8)
+}
+DEFAULT = [RECIPE, *(name for name in SHAPES if name.endswith("x6")), "1024x256x8"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="timed pairs per shape, after one that is not counted")
+    parser.add_argument("--pairs", type=int, default=5, help="timed pairs per shape")
     parser.add_argument("--long-pairs", type=int, default=3, help="the same for prompts of 1024 tokens")
     parser.add_argument("--threads", type=int, default=1, help="one suffers least from whatever else runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", nargs="*", help="only these, for example 1024x128x6 or recipe")
+    parser.add_argument("--full", action="store_true", help="all shapes")
+    parser.add_argument("--shapes", nargs="*", choices=[RECIPE, *SHAPES], metavar="PxCxK", help="only these")
     parser.add_argument("--out", type=Path, default=Path("results/grpo_prefix.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    chosen = options.shapes or ([RECIPE, *SHAPES] if options.full else DEFAULT)
     shapes: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    trainers: dict[bool, RankGRPOTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for model, plan in (("recipe", [RECIPE_SHAPE]), ("some_layers", SHAPES)):
-            names = ["recipe" if model == "recipe" else "x".join(map(str, shape[:3])) for shape in plan]
-            chosen = [
-                pair for pair in zip(names, plan, strict=True) if not options.shapes or pair[0] in options.shapes
-            ]
-            if not chosen:
-                continue
-            trainer = make_trainer(Path(folder) / model, {} if model == "recipe" else SOME_LAYERS, options.seed)
-            for name, shape in chosen:
-                pairs = options.long_pairs if shape[0] >= 1024 else options.pairs
-                shapes[name] = measure(trainer, shape, pairs, options.seed)
-                sys.stdout.write(line(name, shapes[name]) + "\n")
-                sys.stdout.flush()
-                # After every shape, so that an interrupted run keeps what it has.
-                write_results(
-                    options.out,
-                    recipe="benchmarks/grpo_prefix.py",
-                    overrides={"threads": options.threads},
-                    runs=[{"seed": options.seed, **shapes}],
-                    model=SOME_LAYERS,
-                )
+        for name in chosen:
+            own = name == RECIPE
+            if own not in trainers:
+                trainers[own] = make_trainer(Path(folder) / str(own), {} if own else SOME_LAYERS, options.seed)
+            shape = RECIPE_SHAPE if own else SHAPES[name]
+            pairs = options.long_pairs if shape[0] >= 1024 else options.pairs
+            shapes[name], details[name] = measure(trainers[own], shape, pairs, options.seed)
+            sys.stdout.write(line(name, shapes[name], details[name]) + "\n")
+            sys.stdout.flush()
+            # After every shape, so that an interrupted run keeps what it has.
+            write_results(
+                options.out,
+                recipe="benchmarks/grpo_prefix.py",
+                overrides={"threads": options.threads},
+                runs=[{"seed": options.seed, "shapes": shapes, "details": details}],
+                model=SOME_LAYERS,
+            )
     return 0
 
 
@@ -161,13 +169,16 @@ def reference(trainer: RankGRPOTrainer, batch: dict[str, Any]) -> torch.Tensor:
     return logps
 
 
-def measure(trainer: RankGRPOTrainer, shape: tuple[int, int, int, int], pairs: int, seed: int) -> dict[str, Any]:
+def measure(
+    trainer: RankGRPOTrainer, shape: tuple[int, int, int, int], pairs: int, seed: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What the table shows of a shape, and the rest."""
     always = PrefixSharing("on", 0, trainer.accelerator.autocast)
     choice = PrefixSharing("auto", 0, trainer.accelerator.autocast)
     batch = make_batch(trainer, shape, seed)
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=0.0)  # as much work as any, and the weights stay
 
-    def update(sharing: PrefixSharing | None) -> float:
+    def one_update(sharing: PrefixSharing | None) -> float:
         trainer._sharing = sharing
         started = time.perf_counter()
         optimizer.zero_grad()
@@ -181,25 +192,69 @@ def measure(trainer: RankGRPOTrainer, shape: tuple[int, int, int, int], pairs: i
         reference(trainer, batch)
         return time.perf_counter() - started
 
-    prompt, answer = batch["prompt_ids"].shape[1], shape[1]
-    group, pictures = shape[2:]
-    record: dict[str, Any] = {
-        **{"prompt": prompt, "answer": answer, "completions": group, "pictures": pictures, "pairs": pairs},
-        "token_ratio": group * (prompt + answer) / (prompt - 1 + group * (1 + answer)),
-        "update": alternate(update, always, pairs),
-        "reference": alternate(reference_pass, always, pairs),
-    }
+    def peak(sharing: PrefixSharing | None) -> float:
+        trainer._sharing = sharing
+        optimizer.zero_grad()
+        with PeakMemory() as memory:
+            trainer.compute_loss(trainer.model, batch).backward()
+        return memory.peak / 2**20
+
+    plain_mib, shared_mib = peak(None), peak(always)  # also the first, slower pass of both
+    updates, references = alternate(one_update, always, pairs), alternate(reference_pass, always, pairs)
     trainer._sharing = choice
     reference(trainer, batch)
-    record["auto_shares"] = choice.packed_calls > 0
-    record["auto_seconds"] = decision_seconds(trainer, batch)
-    update_seconds = record["update"]["plain_seconds"]
-    record["auto_ratio"] = (
-        record["update"]["ratio"]
-        if record["auto_shares"]
-        else update_seconds / (update_seconds + record["auto_seconds"])
-    )
-    return record
+    decision = decision_seconds(trainer, batch)
+    plain_s, shared_s = (statistics.median(times) for times in updates)
+    ratios = speedups(updates)
+    prompt, answer = batch["prompt_ids"].shape[1], shape[1]
+    group, pictures = shape[2:]
+    shares = choice.packed_calls > 0
+    shown = {
+        "token_ratio": group * (prompt + answer) / (prompt - 1 + group * (1 + answer)),
+        "plain_s": plain_s,
+        "shared_s": shared_s,
+        "speedup": statistics.median(ratios),
+        "reference_speedup": statistics.median(speedups(references)),
+        "auto_speedup": statistics.median(ratios) if shares else plain_s / (plain_s + decision),
+        "plain_mib": plain_mib,
+        "shared_mib": shared_mib,
+    }
+    rest = {
+        **{"prompt": prompt, "answer": answer, "completions": group, "pictures": pictures, "pairs": pairs},
+        **{"speedup_min": min(ratios), "speedup_max": max(ratios)},
+        **{"auto_shares": shares, "decision_seconds": decision},
+    }
+    return shown, rest
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors made inside, each storage once, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What came from outside (weights, inputs) is no allocation, also where the result is a view of it.
+        for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor):
+                self._known.add(value.untyped_storage()._cdata)
+        output = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(output):
+            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in self._known:
+                storage = value.untyped_storage()
+                self._known.add(storage._cdata)
+                if func is torch.ops.aten.empty.memory_format:
+                    continue  # TRL's head reserves 512 MiB this way, of which a small vocabulary touches hardly any
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 class _DecisionMadeError(Exception):
@@ -209,13 +264,13 @@ class _DecisionMadeError(Exception):
 def decision_seconds(trainer: RankGRPOTrainer, batch: dict[str, Any]) -> float:
     """Median time from the call to the verdict, with the grouping and packing that lead to it."""
     times = []
-    compare = shared_prefix.estimate_speedup
+    compare = update.estimate_speedup
 
     def stop(*arguments: Any) -> float:
         compare(*arguments)
         raise _DecisionMadeError
 
-    shared_prefix.estimate_speedup = stop
+    update.estimate_speedup = stop
     try:
         for _ in range(5):
             started = time.perf_counter()
@@ -224,34 +279,31 @@ def decision_seconds(trainer: RankGRPOTrainer, batch: dict[str, Any]) -> float:
             except _DecisionMadeError:
                 times.append(time.perf_counter() - started)
     finally:
-        shared_prefix.estimate_speedup = compare
+        update.estimate_speedup = compare
     return statistics.median(times)
 
 
-def alternate(timed: Any, sharing: PrefixSharing, pairs: int) -> dict[str, float]:
-    """Median seconds of both and median, smallest and largest of the pairs' ratios (plain over shared)."""
-    plain, shared = [], []
-    for pair in range(pairs + 1):
+def alternate(timed: Any, sharing: PrefixSharing, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of plain and shared."""
+    plain: list[float] = []
+    shared: list[float] = []
+    for pair in range(pairs):
         for which in (None, sharing) if pair % 2 else (sharing, None):
             (plain if which is None else shared).append(timed(which))
-    plain, shared = plain[1:], shared[1:]
-    ratios = [before / after for before, after in zip(plain, shared, strict=True)]
-    return {
-        "plain_seconds": statistics.median(plain),
-        "shared_seconds": statistics.median(shared),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
+    return plain, shared
 
 
-def line(name: str, record: dict[str, Any]) -> str:
-    update, reference_pass = record["update"], record["reference"]
+def speedups(times: tuple[list[float], list[float]]) -> list[float]:
+    """Plain over shared, pair by pair."""
+    return [before / after for before, after in zip(*times, strict=True)]
+
+
+def line(name: str, shown: dict[str, float], rest: dict[str, Any]) -> str:
     return (
-        f"{name:12} P {record['prompt']:4}  tokens {record['token_ratio']:.2f}  update {update['ratio']:.2f} "
-        f"({update['ratio_min']:.2f} to {update['ratio_max']:.2f}; plain {update['plain_seconds']:.3f} s)  "
-        f"reference {reference_pass['ratio']:.2f}  auto {'shares' if record['auto_shares'] else 'plain'} "
-        f"{record['auto_ratio']:.3f}"
+        f"{name:12} P {rest['prompt']:4}  tokens {shown['token_ratio']:.2f}  update {shown['speedup']:.2f} "
+        f"({rest['speedup_min']:.2f} to {rest['speedup_max']:.2f}; plain {shown['plain_s']:.3f} s)  "
+        f"reference {shown['reference_speedup']:.2f}  auto {'shares' if rest['auto_shares'] else 'plain'} "
+        f"{shown['auto_speedup']:.3f}  MiB {shown['plain_mib']:.0f} to {shown['shared_mib']:.0f}"
     )
 
 

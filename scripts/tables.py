@@ -48,7 +48,7 @@ PLANNED = (
     *("training.per_device_train_batch_size=12", "training.gradient_accumulation_steps=4", "reward.scope=global"),
     "training.output_dir=runs/plan",
 )
-WORDS = {"srcc": "SRCC", "plcc": "PLCC", "std": "SD"}
+WORDS = {"srcc": "SRCC", "plcc": "PLCC", "std": "SD", "mib": "MiB"}
 
 
 def pages(root: Path) -> list[Path]:
@@ -192,7 +192,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "undefined"
     if isinstance(value, float):
-        return f"{value:.0f}" if name.endswith("seconds") else f"{value:.3f}"
+        return f"{value:.0f}" if name.endswith(("seconds", "mib")) else f"{value:.3f}"
     return str(value)
 
 
@@ -201,7 +201,7 @@ def _spread(spread: dict[str, Any] | None, name: str) -> str:
         return ""
     if spread["mean"] is None:
         return "undefined"
-    digits = 0 if name.endswith("seconds") else 3
+    digits = 0 if name.endswith(("seconds", "mib")) else 3
     text = f"{spread['mean']:.{digits}f}"
     return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
 

@@ -9,10 +9,15 @@ import torch
 FILE = Path(__file__).parents[2] / "benchmarks" / "grpo_prefix.py"
 
 
-def test_one_shape_from_end_to_end(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def benchmark():
     spec = importlib.util.spec_from_file_location("grpo_prefix_benchmark", FILE)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_shape_from_end_to_end(benchmark, tmp_path, capsys):
     out = tmp_path / "grpo_prefix.json"
     threads = torch.get_num_threads()
     try:
@@ -20,10 +25,25 @@ def test_one_shape_from_end_to_end(tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     (run,) = json.loads(out.read_text())["runs"]
-    record = run["64x32x6"]
-    assert 56 <= record["prompt"] <= 72 and record["answer"] == 32 and record["auto_shares"]
-    assert record["token_ratio"] == pytest.approx(6 * (record["prompt"] + 32) / (record["prompt"] - 1 + 6 * 33))
-    assert 0 < record["auto_seconds"] < 0.1 and record["auto_ratio"] == record["update"]["ratio"]
-    for what in ("update", "reference"):
-        assert record[what]["plain_seconds"] > 0 and record[what]["ratio_min"] <= record[what]["ratio"]
+    shown, rest = run["shapes"]["64x32x6"], run["details"]["64x32x6"]
+    assert 56 <= rest["prompt"] <= 72 and rest["answer"] == 32 and rest["auto_shares"]
+    assert shown["token_ratio"] == pytest.approx(6 * (rest["prompt"] + 32) / (rest["prompt"] - 1 + 6 * 33))
+    assert 0 < rest["decision_seconds"] < 0.1 and shown["auto_speedup"] == shown["speedup"]
+    assert shown["plain_s"] > 0 and shown["reference_speedup"] > 0
+    assert rest["speedup_min"] <= shown["speedup"] <= rest["speedup_max"]
+    assert shown["shared_mib"] < 0.7 * shown["plain_mib"], "more than a third less to keep for the backward pass"
     assert "64x32x6" in capsys.readouterr().out
+
+
+def test_memory_is_counted_once_and_until_it_is_freed(benchmark):
+    outside = torch.ones(1000)
+    with benchmark.PeakMemory() as memory:
+        made = outside.view(10, 100) * 2  # a view of what was there, and 4000 bytes
+        assert memory.now == 4000
+        part = made[3:]
+        del made
+        assert memory.now == 4000, "the part keeps the whole"
+        more = part + 1
+        assert memory.now == 6800
+        del part, more
+    assert memory.now == 0 and memory.peak == 6800

@@ -125,12 +125,12 @@ class ModelSection(Section):
             found.append((("freeze",), "freezing vision and language leaves nothing to train; keep one"))
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             found.append((("min_pixels",), f"{self.min_pixels} is above `max_pixels` ({self.max_pixels})"))
-        if self.prefix_sharing == "on" and self.attn_implementation not in (None, "sdpa", "eager"):
+        if self.prefix_sharing == "on" and self.attn_implementation not in (None, "sdpa"):
             found.append(
                 (
                     ("prefix_sharing",),
                     f"`on` needs `attn_implementation: sdpa`, the recipe has `{self.attn_implementation}`, which "
-                    "takes no mask of pairs; `auto` falls back to the plain layout",
+                    "knows no packed rows; `auto` falls back to the plain layout",
                 )
             )
         return found
