@@ -23,7 +23,6 @@ import statistics
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from thurl.data.records import RatedImage
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
 from thurl.rl.shared_prefix import PrefixSharing, update
 from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
 from thurl.training.results import write_results
+from thurl.training.tensor_memory import TensorMemory
 
 
 PIXELS = 28  # side of what one visual token sees
@@ -195,7 +194,8 @@ def measure(
     def peak(sharing: PrefixSharing | None) -> float:
         trainer._sharing = sharing
         optimizer.zero_grad()
-        with PeakMemory() as memory:
+        # TRL's head reserves 512 MiB, of which a small vocabulary touches hardly any.
+        with TensorMemory(reserved=False) as memory:
             trainer.compute_loss(trainer.model, batch).backward()
         return memory.peak / 2**20
 
@@ -225,36 +225,6 @@ def measure(
         **{"auto_shares": shares, "decision_seconds": decision},
     }
     return shown, rest
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors made inside, each storage once, until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What came from outside (weights, inputs) is no allocation, also where the result is a view of it.
-        for value in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, torch.Tensor):
-                self._known.add(value.untyped_storage()._cdata)
-        output = func(*args, **(kwargs or {}))
-        for value in torch.utils._pytree.tree_leaves(output):
-            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in self._known:
-                storage = value.untyped_storage()
-                self._known.add(storage._cdata)
-                if func is torch.ops.aten.empty.memory_format:
-                    continue  # TRL's head reserves 512 MiB this way, of which a small vocabulary touches hardly any
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return output
-
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 class _DecisionMadeError(Exception):

@@ -57,6 +57,7 @@ class Case:
     lora: bool = False
     checkpointing: bool = False
     bf16: bool = False
+    shared: bool = False
 
 
 CASES = [
@@ -66,6 +67,8 @@ CASES = [
     Case("layers", SOME_LAYERS),
     Case("layers, frozen vision", SOME_LAYERS, freeze=True),
     Case("layers, recomputed", SOME_LAYERS, checkpointing=True),
+    Case("layers, shared prompt", SOME_LAYERS, shared=True),
+    Case("layers, shared prompt, recomputed", SOME_LAYERS, shared=True, checkpointing=True),
     Case("layers, LoRA", SOME_LAYERS, lora=True),
     Case("layers, LoRA, recomputed", SOME_LAYERS, lora=True, checkpointing=True),
     Case("layers, bfloat16", SOME_LAYERS, bf16=True),
@@ -108,6 +111,7 @@ def make_trainer(case: Case, folder: Path) -> RankGRPOTrainer:
         processing_class=processor,
         peft_config=adapter if case.lora else None,
         block_size=2,
+        prefix_sharing="on" if case.shared else "off",
     )
     trainer.current_gradient_accumulation_steps = 1  # `train` would set it, and switch recomputing on
     if case.checkpointing:
@@ -157,6 +161,7 @@ def shape_of_run(case: Case, shape: tuple[int, int, int, int], measured: dict[st
         prompt=measured["prompt"],
         answer=shape[1],
         patches=measured["patches"],
+        shared=case.shared,
         checkpointing=case.checkpointing,
         on_gpu=False,
     )

@@ -34,6 +34,7 @@ CASES = [
     benchmark.Case("tiny, LoRA", {}, lora=True),
     benchmark.Case("layers", benchmark.SOME_LAYERS),
     benchmark.Case("layers, recomputed", benchmark.SOME_LAYERS, checkpointing=True),
+    benchmark.Case("layers, shared prompt", benchmark.SOME_LAYERS, shared=True),
     benchmark.Case("layers, LoRA, recomputed", benchmark.SOME_LAYERS, lora=True, checkpointing=True),
     benchmark.Case("layers, bfloat16", benchmark.SOME_LAYERS, bf16=True),
     benchmark.Case("layers, bfloat16, LoRA", benchmark.SOME_LAYERS, bf16=True, lora=True),
@@ -94,6 +95,12 @@ def test_generation():
     assert "gathered weights" in generation_memory(MODEL, replace(RUN, zero=3, gpus=8), device)
 
 
+def test_plain_pictures_are_repeated_and_shared_ones_are_not():
+    shared, plain = replace(RUN, shared=True), RUN
+    assert (shared.pictures, plain.pictures) == (8, 48)
+    assert shared.tokens == 8 * (361 + 6 * 257) and plain.tokens == 48 * 618
+
+
 def test_counter_of_tensors():
     from thurl.training.tensor_memory import TensorMemory
 
@@ -111,3 +118,7 @@ def test_counter_of_tensors():
         assert memory.now == 4000
         held.add_(1)
     assert memory.peak == 6000
+    with TensorMemory(reserved=False) as memory:
+        torch.empty(1000)
+        held.view(-1)  # neither held nor made here
+    assert memory.peak == 0

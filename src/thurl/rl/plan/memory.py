@@ -146,6 +146,8 @@ def update_memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         memory["communication buckets"] = min(trained, ZERO2_BUCKET) * run.dtype
     text, vision = run.tokens, run.pictures * run.patches if run.train_vision and not run.adapter else 0
     layer, vision_layer = text * _text_layer(model, run), vision * _vision_layer(model, run)
+    if run.shared:  # keys and values of the prompt, copied behind each segment's own, and its queries and results
+        layer += run.rows * (2 * (run.length + 1) * model.keys + 2 * (run.answer + 1) * model.hidden) * run.compute
     kept = text * 4 * model.hidden * run.compute  # embeddings, last norm, input of the head
     edge = vision * (_vision_edges(model) * run.compute)
     if run.checkpointing:
@@ -165,8 +167,6 @@ def update_memory(model: ModelShape, run: RunShape) -> dict[str, float]:
     else:
         memory["activations"] = kept + edge + model.layers * layer + model.vision_layers * vision_layer
         memory["head"] = _head(model, run)
-    if run.shared:
-        memory["mask of pairs"] = run.images * (run.tokens / run.images) ** 2
     return memory
 
 
