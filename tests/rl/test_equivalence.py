@@ -16,6 +16,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("equivalent_run.py")
 ROOT = Path(__file__).parents[2]
+# Under a minute on an idle core; several times that beside other work is no failure.
+pytestmark = pytest.mark.timeout(900)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "grpo_equivalence.json").read_text())
 
 # Largest differences seen when this was written, over all cells: loss 6e-7, KL 5e-7, gradient norm 5e-6, moves 2e-5.
@@ -78,7 +80,7 @@ MISTAKES = {
 }
 
 
-def run(place, cells, limit=280):
+def run(place, cells, limit=800):
     """Results by cell, one per process."""
     environment = {
         **os.environ,
@@ -148,7 +150,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow_results(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("cells"), SLOW, limit=1800)
+    return run(tmp_path_factory.mktemp("cells"), SLOW, limit=3500)
 
 
 @pytest.mark.distributed
@@ -158,6 +160,7 @@ def test_configuration_changes_nothing(results, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", SLOW)
 def test_more_configurations_change_nothing(slow_results, name):

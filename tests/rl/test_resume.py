@@ -18,6 +18,8 @@ from thurl.training.checkpoints import MANIFEST, UNFINISHED, checkpoint_problems
 
 
 SCRIPT = Path(__file__).with_name("resumable_run.py")
+# Half a minute to a minute on an idle core; several times that beside other work is no failure.
+pytestmark = pytest.mark.timeout(900)
 CLOCK = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
@@ -37,7 +39,7 @@ def _environment():
     return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-def _run(folder, runs, limit=280):
+def _run(folder, runs, limit=800):
     """Run one after the other; the exit codes of every process of each, and what they said."""
     settings = json.dumps([{**run, "output": str(run["output"])} for run in runs])
     done = subprocess.run(
@@ -190,36 +192,35 @@ def test_checkpoints_hold_nothing_pickled_of_ours(place):
 
 
 # Two processes, in which one may die alone: what ends with 1 is the one left over. It must not wait for the dead one.
-PAIRS = {
-    "reference": ([{}], {}, [[0, 0]]),
-    # In the second epoch, whose order accelerate does not pass on to the sampler of a resumed run.
-    "killed": (_kills(9), {}, [[-9, -9], [0, 0]]),
-    "one_dies": ([{"kill_at": 5, "kill_rank": 1}, {"resume": "auto"}], {}, [[1, -9], [0, 0]]),
-    "writing": ([{"kill_while_writing": 6}, {"resume": "auto"}], {"fields": SPARSE}, [[-9, 1], [0, 0]]),
-    "term": ([{"term_at": 6, "fields": {"save_strategy": "no"}}, {"resume": "auto"}], {}, [[143, 143], [0, 0]]),
-}
+# The last start is in the second epoch, whose order accelerate does not pass on to the sampler of a resumed run.
+MISHAPS = [
+    ({"kill_at": 3, "kill_rank": 1}, [1, -9], 0),
+    ({"kill_while_writing": 6}, [-9, 1], 3),
+    ({"term_at": 9}, [143, 143], 5),
+    ({}, [0, 0], 9),
+]
 
 
 @pytest.fixture(scope="module")
 def pairs(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs")
-    runs = [run for name, (chain, common, _) in PAIRS.items() for run in _chain(path / name, *chain, **common)]
+    runs = _chain(path / "reference", {})
+    runs += _chain(path / "run", *({**mishap, "resume": "auto"} for mishap, _, _ in MISHAPS))
     checkpoint = str(path / "reference" / "checkpoint-9")
-    # 2 x 32 rows are 16 pictures in a batch; there are 8.
+    # 2 processes x 32 rows x 2 steps are 32 pictures of 4 completions; there are 8.
     runs += _chain(path / "few", {"fields": {"per_device_train_batch_size": 32}})
     runs = [{**run, "processes": 2} for run in runs] + _chain(path / "alone", {"resume": checkpoint})
     codes, said = _run(folder, runs)
-    assert codes == [*(code for _, _, expected in PAIRS.values() for code in expected), [2, 2], [2]], said[-4000:]
+    assert codes == [[0, 0], *(code for _, code, _ in MISHAPS), [2, 2], [2]], said[-4000:]
     return path, said
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "reference"])
-def test_two_processes_end_as_the_uninterrupted_ones(pairs, name):
+def test_two_processes_end_as_the_uninterrupted_ones(pairs):
     path, _ = pairs
-    _assert_equal(path / name, path / "reference", processes=2)
-    again = {"killed": 9, "one_dies": 5, "writing": 3, "term": 6}
-    assert [min(steps) for _, steps in sorted(_notes(path / name, 1).items())] == [0, again[name]]
+    _assert_equal(path / "run", path / "reference", processes=2)
+    starts = [min(steps) for _, steps in sorted(_notes(path / "run", 1).items())]
+    assert starts == [start for _, _, start in MISHAPS]
 
 
 @pytest.mark.distributed
@@ -231,7 +232,7 @@ def test_another_number_of_processes_is_refused(pairs):
 @pytest.mark.distributed
 def test_too_few_pictures_for_all_processes_are_refused_on_each(pairs):
     path, said = pairs
-    assert said.count("2 blocks of 4 images do not fill one generation batch of 4 blocks") == 2
+    assert said.count("2 blocks of 4 images do not fill one generation batch of 8 blocks") == 2
     assert not _notes(path / "few")
 
 
@@ -286,6 +287,7 @@ CASES = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("settings", "processes"),
     [pytest.param(settings, processes, id=f"{name}-{processes}") for name, processes, settings in CASES],
@@ -297,6 +299,6 @@ def test_killed_after_every_step(folder, tmp_path, settings, processes):
     common = {**settings, "processes": processes, "fields": fields}
     steps = range(1, fields.get("max_steps", 11) + 1)
     runs = _chain(tmp_path / "reference", {}, **common) + _chain(tmp_path / "run", *_kills(*steps), **common)
-    codes, said = _run(folder, runs, limit=1800)
+    codes, said = _run(folder, runs, limit=3500)
     assert codes == [[code] * processes for code in (0, *[-9] * len(steps), 0)], said[-4000:]
     _assert_equal(tmp_path / "run", tmp_path / "reference", processes)

@@ -236,7 +236,7 @@ def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
         reasons.append("fp16")
     if field_value(training, "use_vllm"):
         reasons.append("vLLM")
-    if training.get("deepspeed") and os.environ.get("DS_ACCELERATOR") != "cpu":
+    if training.get("deepspeed"):  # on CPUs only where `use_cpu` says so, see thurl.training.deepspeed_cpu
         reasons.append("DeepSpeed")
     if str(recipe.model.attn_implementation).startswith("flash_attention"):
         reasons.append("flash attention")
