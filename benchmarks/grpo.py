@@ -13,7 +13,8 @@ large as those of a rated set, scaled down by the processor to the prompt's leng
 optimizer and random state and one step that is not counted. The three take turns in changing order; `faster` is the
 median over the rounds of TRL's time per step over thurl's. `parity` is the largest difference of a log entry from
 TRL's: without prefix sharing there must be none, with it only rounding as long as the same completions are drawn.
-Phases are means over all timed steps.
+Phases are means over all timed steps. `cpu_s_per_step` is the time this process had the processor (all its threads),
+which other programs on the machine hardly change.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class Watch(TrainerCallback):
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.processor: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.times.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
 
 class MadeUpScores:
@@ -160,6 +163,7 @@ def measure(folder: Path, shape: Sequence[int], rounds: int, steps: int, seed: i
         middle = statistics.median(times)
         record["steps"][name] = {
             **{"s_per_step": middle, "s_min": min(times), "s_max": max(times)},
+            "cpu_s_per_step": statistics.median(entry["processor"] for entry in done),
             **{"faster": statistics.median(ratios), "faster_min": min(ratios), "faster_max": max(ratios)},
             **{"new_tokens_per_s": rows * shape[1] / middle, "tokens_per_s": rows * (prompt + shape[1]) / middle},
         }
@@ -193,6 +197,7 @@ def run(name: str, folder: Path, shape: Sequence[int], steps: int, seed: int) ->
     tokens = entries[-1]["num_tokens"] / len(entries) / (PICTURES * shape[2])
     return {
         "seconds": (watch.times[steps] - watch.times[0]) / steps,
+        "processor": (watch.processor[steps] - watch.processor[0]) / steps,
         "phases": {phase: statistics.fmean(entry[f"timing/{phase}"] for entry in entries[1:]) for phase in phases},
         "logged": {what: [entry[what] for entry in entries] for what in COMPARED},
         "prompt": round(tokens - shape[1]),
@@ -235,7 +240,8 @@ def lines(name: str, record: dict[str, Any]) -> str:
         )
         text += (
             f"{name:12} {which:13} {entry['s_per_step']:7.2f} s  x{entry['faster']:.2f} "
-            f"({entry['faster_min']:.2f} to {entry['faster_max']:.2f})  {entry['new_tokens_per_s']:.0f} new tokens/s  "
+            f"({entry['faster_min']:.2f} to {entry['faster_max']:.2f})  CPU {entry['cpu_s_per_step']:.2f} s  "
+            f"{entry['new_tokens_per_s']:.0f} new tokens/s  "
             f"{phases}\n"
         )
     for which, parity in record["parity"].items():

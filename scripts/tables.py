@@ -202,6 +202,8 @@ def _spread(spread: dict[str, Any] | None, name: str) -> str:
     if spread["mean"] is None:
         return "undefined"
     digits = 0 if name.endswith(("seconds", "mib")) else 3
+    if 0 < abs(spread["mean"]) < 0.5 * 10**-digits:
+        return f"{spread['mean']:.0e}"  # small is not nothing
     text = f"{spread['mean']:.{digits}f}"
     return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
 

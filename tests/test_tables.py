@@ -60,6 +60,11 @@ def test_nested_entries_become_columns(tables, root):
     assert "| sets | SRCC | PLCC |" in page and "| a | 0.500 | 0.400 |" in page and "| b | 0.600 |  |" in page
 
 
+def test_small_is_not_nothing(tables, root):
+    write_results(root / "results" / "demo.json", recipe="demo", runs=[{"seed": 0, "parity": {"a": 3e-7, "b": 0.0}}])
+    assert "| a | 3e-07 |\n| b | 0.000 |" in tables.filled(block("summary: parity"), root)
+
+
 def test_filling_twice_changes_nothing(tables, root):
     once = tables.filled(block("runs: seed, srcc_after"), root)
     assert tables.filled(once, root) == once

@@ -30,7 +30,7 @@ def test_one_shape_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert 56 <= record["prompt"] <= 72 and record["answer"] == 6 and record["completions"] == 4
     assert set(record["steps"]) == set(record["phases"]) == set(benchmark.TRAINERS)
     for name, entry in record["steps"].items():
-        assert 0 < entry["s_min"] <= entry["s_per_step"] <= entry["s_max"]
+        assert 0 < entry["s_min"] <= entry["s_per_step"] <= entry["s_max"] and entry["cpu_s_per_step"] > 0
         assert entry["faster"] == pytest.approx(record["steps"]["trl"]["s_per_step"] / entry["s_per_step"])
         assert entry["new_tokens_per_s"] == pytest.approx(2 * 4 * 6 / entry["s_per_step"])
         phases = record["phases"][name]
