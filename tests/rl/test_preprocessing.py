@@ -281,6 +281,8 @@ def test_evaluation_with_its_own_dataset(tiny_folder, rated_images, tmp_path):
     loader = trainer.get_eval_dataloader(dataset)
     seen = [row["image_id"] for rows in loader for row in rows]
     assert len(seen) == 16 and all(left == right for left, right in zip(seen[::2], seen[1::2], strict=True))
+    stream = Dataset.from_dict({"prompt": ["a", "b"]}).to_iterable_dataset()
+    assert [row["prompt"] for rows in trainer.get_eval_dataloader(stream) for row in rows] == ["a", "a", "b", "b"]
 
 
 def test_loader_workers_share_the_picture_between_copies(tiny_folder, rated_images, tmp_path):

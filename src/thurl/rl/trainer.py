@@ -244,7 +244,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
         return self._sampler
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Any = None, **kwargs: Any) -> Any:
-        if not hasattr(dataset, "__getitem__"):  # a stream, for evaluation
+        if not hasattr(dataset, "__len__"):  # a stream, for evaluation
             return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, **kwargs)
         sampler = None if sampler_fn is None else lambda _: sampler_fn(dataset)
         return super()._get_dataloader(FetchedOnce(dataset), *args, sampler_fn=sampler, **kwargs)

@@ -115,10 +115,10 @@ class PhaseTimer:
         _current = self
         try:
             yield self
-        finally:
-            _current = before
             self._mark()
             self._settle()
+        finally:
+            _current = before
             self._marks, self._owners = [], []  # no event outlives the run
 
     def restart(self) -> None:
