@@ -58,6 +58,11 @@ def test_accelerate_launch_trains_evaluates_and_reports(tmp_path):
     assert [entry["step"] for entry in results["validation"]] == [0, 1, 2]
     assert results["overrides"][0] == SHORT[0]
     assert "overall" in done.stdout and "SRCC" in done.stdout
+    seconds = record["seconds_per_step"]
+    assert seconds["rollout"] > 0 and seconds["evaluation"] > 0 and seconds["weight_sync"] == 0
+    assert sum(value for name, value in seconds.items() if name != "step") == pytest.approx(seconds["step"])
+    assert "Where the time of 2 steps went" in done.stdout + done.stderr
+    assert "Where the time went" in (out / "report.html").read_text()
     report = (out / "report.html").read_text()
     assert "SRCC control" in report and "://" not in report, "one page, nothing fetched"
     # What it leaves behind can be scored with, asked the question it was trained on.
