@@ -1,9 +1,14 @@
 """Attention over packed rows against the mask of all pairs of tokens that it replaces."""
 
+import inspect
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention, Qwen2_5_VLTextModel
 
 from thurl.rl.shared_prefix.attention import ATTENTION, packed_attention, packed_sdpa, use_packed_sdpa
 from thurl.rl.shared_prefix.layout import pack_rows
@@ -128,3 +133,14 @@ def test_a_plan_moves_with_its_model():
     moved = packed_attention(layout, CASES["prompts"][1]).to("meta")
     tensors = [moved.source, *(value for batch in moved.batches for value in (batch.owner, batch.token, batch.mask))]
     assert all(value.is_meta for value in tensors) and len(tensors) == 1 + 3 * 3 and moved.prefix == 5
+
+
+def test_transformers_still_has_what_is_called_and_relied_on():
+    """Fails when an installed transformers moves what `thurl.rl.shared_prefix.attention` builds on."""
+    names = list(inspect.signature(sdpa_attention_forward).parameters)
+    assert names[:5] == ["module", "query", "key", "value", "attention_mask"] and {"dropout", "scaling"} <= set(names)
+    source = inspect.getsource(Qwen2_5_VLTextModel.forward)
+    assert "if not isinstance(causal_mask_mapping := attention_mask, dict):" in source
+    assert "attention_mask=causal_mask_mapping[self.config.layer_types[i]]," in source
+    assert "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(Qwen2_5_VLAttention.forward)
+    assert AttentionInterface()[ATTENTION] is packed_sdpa and AttentionMaskInterface()[ATTENTION] is sdpa_mask

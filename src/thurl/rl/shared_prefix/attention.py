@@ -10,7 +10,7 @@ the type of the layer. The name is set for the language model only: the vision t
 call without a `PackedAttention` is transformers' own `sdpa`, with its masks, so generation and plain calls stay what
 they are; a model that was not told the name fails on the unknown mask instead of seeing the future.
 
-Not flex attention: torch 2.13 has no backward for it on CPU, so its gradients could not be tested here.
+Not flex attention: torch 2.13 has no backward for it on CPU, so without a GPU its gradients cannot be tested.
 """
 
 from __future__ import annotations
