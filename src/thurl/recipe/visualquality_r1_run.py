@@ -31,6 +31,7 @@ from thurl.rl.eval_callback import QualityEvalCallback
 from thurl.rl.prompts import PromptPreset, save_prompt
 from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
 from thurl.rl.rewards import RankRewardOptions
+from thurl.rl.rollouts import RolloutOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
@@ -116,6 +117,7 @@ def train(
         sampler_weights=recipe.sampler.weights,
         remainder=recipe.sampler.remainder,
         prefix_sharing=recipe.model.prefix_sharing,
+        rollouts=RolloutOptions(**recipe.rollouts.model_dump()),
     )
     quiet_trainer(trainer)
     trainer.add_callback(ProgressLines(_LOG_FIELDS, f"{name}: " if name else ""))
@@ -138,6 +140,8 @@ def train(
         save_prompt(args.output_dir, preset)
     after = test.evaluate(trainer.model) if test and section.after else None
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
+    if trainer.weight_sync is not None:
+        trainer.weight_sync.close()  # the control run builds an engine of its own
     if args.push_to_hub:
         trainer.push_to_hub()
     log, validation = list(trainer.state.log_history), watch.history if watch else []

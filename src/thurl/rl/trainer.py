@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import send_to_device
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
@@ -24,10 +26,13 @@ from thurl.rl.dataset import check_pictures
 from thurl.rl.frozen_vision import VISION_MODULES, skip_frozen_towers
 from thurl.rl.preprocessing import FetchedOnce, PreprocessedOnce
 from thurl.rl.rank_reward import FormatReward, RankReward
+from thurl.rl.rollouts import RolloutOptions, check_options, constrain
 from thurl.rl.sampler import DatasetBlockSampler, Weights
 from thurl.rl.shared_prefix import PrefixSharing, PrefixSharingMode, split_whole_groups, unsupported
 from thurl.rl.timed_rollouts import TimedRollouts, timed_log_probs
+from thurl.rl.vllm_engine import WeightSync, built_with, plan_engine
 from thurl.rl.vllm_prompts import wrap_colocate_generation
+from thurl.rl.vllm_server import guard_server, serve_command, server_url, wait_for_server
 from thurl.training.exact_resume import ExactResumeTrainer
 
 
@@ -122,6 +127,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
             is possible and less work, `"on"` always. The result is that of `"off"` up to rounding. Only with
             `steps_per_generation` above `gradient_accumulation_steps` does another set of completions meet in a step:
             whole groups instead of shuffled rows.
+        rollouts: what completions may contain, and how vLLM gets new weights (`thurl.rl.rollouts`).
         **kwargs: as in TRL.
 
     Raises:
@@ -148,6 +154,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
         sampler_weights: Weights = "proportional",
         remainder: Literal["carry", "fill"] = "carry",
         prefix_sharing: PrefixSharingMode = "off",
+        rollouts: RolloutOptions | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -168,20 +175,36 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
             # A processor loaded by hand may pad on the right; TRL then misaligns the image markers without a word.
             processing_class.tokenizer.padding_side = "left"
         self._markers_checked = False
-        self._rollouts_checked = 0
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        rollouts = rollouts or RolloutOptions()
+        check_options(rollouts, args)
+        # Log-probabilities under an enforced format are those of another distribution, whatever the weights.
+        self._rollouts_checked = ROLLOUT_CHECKS if rollouts.answer_format == "strict" else 0
+        plan = self.weight_sync = None
+        if args.use_vllm and args.vllm_mode == "colocate":
+            plan = plan_engine(rollouts, args, model, kwargs.get("peft_config"))
+        elif args.use_vllm and PartialState().is_main_process:
+            serve = serve_command(str(getattr(model, "name_or_path", model)), server_url(args))
+            wait_for_server(server_url(args), args.vllm_server_timeout, serve)
+        with built_with(plan.arguments) if plan is not None else nullcontext():
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         skip_frozen_towers(self.model)
         self._tokenizer.padding_side = "left"
         self._pictures = PreprocessedOnce(self.processing_class)
-        if self.use_vllm and args.vllm_mode == "colocate" and self._image_pad_token_id is not None:
-            wrap_colocate_generation(self.vllm_generation, self._image_pad_token_id)
+        constrain(self, rollouts)
+        if plan is not None:
+            self.weight_sync = WeightSync(self.vllm_generation, plan)
+            if self._image_pad_token_id is not None:
+                wrap_colocate_generation(self.vllm_generation, self._image_pad_token_id)
+        elif self.use_vllm:
+            serve = serve_command(self.model.name_or_path, server_url(args))
+            guard_server(self.vllm_generation, server_url(args), args.output_dir, serve)
         self._sharing = None if prefix_sharing == "off" else self._prefix_sharing(prefix_sharing)
 
     def _prefix_sharing(self, mode: Literal["auto", "on"]) -> PrefixSharing | None:

