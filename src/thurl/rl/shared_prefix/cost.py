@@ -21,7 +21,7 @@ MINIMUM_SPEEDUP = 1.1
 """Estimated gain below which `auto` keeps the plain layout."""
 COPIED_KEY = 24
 """Time to copy one key and value behind a segment, in queries that attend to it."""
-BATCH_WORK = 2e6
+BATCH_WORK = 4e6
 """Time per layer to set up one batch of segments, in multiplications and additions. It decides only where a call has a
 few hundred tokens of a model a few dozen numbers wide."""
 
