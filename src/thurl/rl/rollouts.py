@@ -44,7 +44,7 @@ class RolloutOptions:
     Args:
         engine_dtype: number format of vLLM inside the training process; `"auto"` is the one the trainer computes in.
         adapter_sync: with a LoRA adapter, whether vLLM gets the whole model with `"merged"` weights after each update
-            or only the `"adapter"`; `"auto"`: see `thurl.rl.vllm_adapter`.
+            or only the `"adapter"`; `"auto"` is `"merged"`, the faster one where it was measured (docs/rollouts.md).
         stop: strings that end a completion; the string stays in it. vLLM only.
         answer_format: `"strict"` lets vLLM draw only completions that match `answer_regex`, so none fails to parse.
 

@@ -12,7 +12,6 @@ with the old tower.
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +27,6 @@ from thurl.rl.rollouts import RolloutOptions
 
 
 __all__ = ["EnginePlan", "SyncRecord", "WeightSync", "built_with", "plan_engine"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,18 +87,15 @@ def _own_sync(wish: Literal["auto", "merged", "adapter"], args: Any, model: Any,
         if wish == "adapter":
             raise UsageError("`adapter_sync: adapter` needs a LoRA adapter; every weight of this model is trained.")
         return None
-    if wish == "merged":
-        return None
+    if wish != "adapter":
+        return None  # `auto`, too: over sync and generation the faster one where it was measured (docs/rollouts.md)
     if isinstance(model, str):
         reason: str | None = "the model is given by its path, so its modules are not known yet"
     else:
         reason = vllm_adapter.unsupported(peft_config, args, model)
-    if reason is None:
-        return peft_config
-    if wish == "adapter":
-        raise UsageError(f"`adapter_sync: adapter` is not possible: {reason}. Use `merged` or `auto`.")
-    logger.info("vLLM gets the merged weights after each update: %s", reason)
-    return None
+    if reason is not None:
+        raise UsageError(f"`adapter_sync: adapter` is not possible: {reason}. Use `merged`.")
+    return peft_config
 
 
 @contextmanager
