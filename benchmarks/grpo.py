@@ -5,7 +5,8 @@
 Three trainers train the same model from the same weights: `trl`, TRL's `GRPOTrainer`; `thurl`; and `thurl_shared`,
 with `prefix_sharing="auto"`. All have the same configuration and the same reward (a Thurstone fidelity reward of
 scores that are made from the answers' letters, since an untrained model gives none), and draw pictures in thurl's
-order: plain TRL has no sampler for data sets that must not be mixed, so it gets this one. Its phases are measured by
+order: plain TRL has no sampler for data sets that must not be mixed, so it gets this one; nor does it forbid vision
+tokens in answers, which these untrained models would give. Its phases are measured by
 the same timers.
 
 Per shape (about P prompt tokens, C new tokens, K completions), two pictures per step: files of 1024 x 768 pixels, as
@@ -40,6 +41,7 @@ from trl import GRPOTrainer
 from thurl.data.records import RatedImage
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, RankReward, build_rank_dataset
 from thurl.rl.prompts import PromptPreset
+from thurl.rl.rollouts import vision_token_ids
 from thurl.rl.timed_rollouts import TimedRollouts, timed_log_probs
 from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
 from thurl.training.progress import quiet_libraries, quiet_trainer
@@ -207,17 +209,20 @@ def run(name: str, folder: Path, shape: Sequence[int], steps: int, seed: int) ->
 def make_trainer(name: str, folder: Path, shape: Sequence[int], steps: int, seed: int) -> Any:
     _, answer, group = shape
     records = [RatedImage(str(folder / f"{index}.jpg"), float(index)) for index in range(4 * PICTURES)]
+    processor = AutoProcessor.from_pretrained(folder)
+    # thurl forbids them, and an untrained model would draw them; TRL then stops.
+    generation = {"min_new_tokens": answer, "suppress_tokens": sorted(vision_token_ids(processor.tokenizer))}
     arguments: dict[str, Any] = {
         "args": RankGRPOConfig(
             str(folder / "out"),
             **{"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "seed": seed},
             **{"num_generations": group, "per_device_train_batch_size": group * PICTURES, "learning_rate": 1e-4},
-            **{"max_completion_length": answer, "generation_kwargs": {"min_new_tokens": answer}},
+            **{"max_completion_length": answer, "generation_kwargs": generation},
             **{"max_steps": steps + 1, "logging_steps": 1, "save_strategy": "no", "gradient_checkpointing": False},
         ),
         "reward_funcs": MadeUpScores(),
         "train_dataset": build_rank_dataset(records, PRESET),
-        "processing_class": AutoProcessor.from_pretrained(folder),
+        "processing_class": processor,
     }
     set_seed(seed)
     model = AutoModelForImageTextToText.from_pretrained(folder)

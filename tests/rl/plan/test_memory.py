@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from thurl.rl.plan.memory import RunShape, generation_memory, resident_memory, update_memory
 from thurl.rl.plan.shape import RELEASED
@@ -99,26 +98,3 @@ def test_plain_pictures_are_repeated_and_shared_ones_are_not():
     shared, plain = replace(RUN, shared=True), RUN
     assert (shared.pictures, plain.pictures) == (8, 48)
     assert shared.tokens == 8 * (361 + 6 * 257) and plain.tokens == 48 * 618
-
-
-def test_counter_of_tensors():
-    from thurl.training.tensor_memory import TensorMemory
-
-    held = torch.zeros(1000)
-    memory = TensorMemory()
-    memory.hold([held, held[:10]])  # one storage
-    assert memory.now == memory.peak == 4000
-    with memory:
-        other = torch.ones(500)
-        view = other[5:]
-        assert memory.now == 6000
-        del other
-        assert memory.now == 6000  # the view keeps it
-        del view
-        assert memory.now == 4000
-        held.add_(1)
-    assert memory.peak == 6000
-    with TensorMemory(reserved=False) as memory:
-        torch.empty(1000)
-        held.view(-1)  # neither held nor made here
-    assert memory.peak == 0
