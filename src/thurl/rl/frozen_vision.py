@@ -34,7 +34,7 @@ def skip_frozen_towers(model: torch.nn.Module) -> int:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in VISION_MODULES and not any(name.startswith(f"{outer}.") for outer in found):
             found.append(name)
-            module.forward = _without_gradients(module, module.forward)  # type: ignore[method-assign]
+            module.forward = _without_gradients(module, module.forward)
     return len(found)
 
 

@@ -85,7 +85,7 @@ class PreprocessedOnce:
     """
 
     def __init__(self, processing_class: Any) -> None:
-        self._processor = getattr(processing_class, "image_processor", None)
+        self._processor: Any = getattr(processing_class, "image_processor", None)
         self.active = tuple(getattr(self._processor, "model_input_names", ())) == LAYOUT
 
     @contextmanager

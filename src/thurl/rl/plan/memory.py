@@ -181,7 +181,7 @@ def generation_memory(model: ModelShape, run: RunShape, device: float) -> dict[s
     if run.vllm == "server":
         return {}
     rows = run.rows * run.micro_batches
-    memory = {"cache": rows * run.length * 2 * model.layers * model.keys * run.compute}
+    memory: dict[str, float] = {"cache": rows * run.length * 2 * model.layers * model.keys * run.compute}
     if run.zero == 3:
         memory["gathered weights"] = model.parameters * run.dtype
     inner = max(2 * model.intermediate, 4 * model.hidden)

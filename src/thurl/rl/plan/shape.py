@@ -112,8 +112,8 @@ class ModelShape:
 
     def vision_flops(self, pictures: float, patches: float) -> float:
         """Patch embedding, layers and merger over `pictures` of `patches` each."""
-        weights = self.patch_values * self.vision_hidden + self.vision_layers * self.vision_layer_parameters
-        weights += self.merger_parameters / self.merge**2
+        layers = self.vision_layers * self.vision_layer_parameters
+        weights = self.patch_values * self.vision_hidden + layers + self.merger_parameters / self.merge**2
         seen = min(patches, (self.window / self.patch) ** 2)
         pairs = self.vision_full * patches + (self.vision_layers - self.vision_full) * seen
         return pictures * patches * (2 * weights + 4 * self.vision_hidden * pairs)
