@@ -37,6 +37,9 @@ HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "torc
 LIGHT = [
     "thurl",
     "thurl.cli",
+    "thurl.coto",
+    "thurl.coto.config",
+    "thurl.coto.groups",
     "thurl.data.labels",
     "thurl.errors",
     "thurl.ranking",
