@@ -11,15 +11,17 @@ _PUBLIC = {
     "CoToCallback": "thurl.coto.callback",
     "CoToConfig": "thurl.coto.config",
     "CoToController": "thurl.coto.controller",
+    "CoToGRPOMixin": "thurl.coto.grpo",
     "apply_coto": "thurl.coto.controller",
 }
 
-__all__ = ["CoToCallback", "CoToConfig", "CoToController", "apply_coto"]
+__all__ = ["CoToCallback", "CoToConfig", "CoToController", "CoToGRPOMixin", "apply_coto"]
 
 if TYPE_CHECKING:
     from thurl.coto.callback import CoToCallback
     from thurl.coto.config import CoToConfig
     from thurl.coto.controller import CoToController, apply_coto
+    from thurl.coto.grpo import CoToGRPOMixin
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,16 @@ class CoToCallback(TrainerCallback, ExportableState):
             "attributes": {"groups": self.groups, "total_steps": self.total_steps},
         }
 
+    def register(self, trainer: Any) -> None:
+        """Add it to a trainer that exists, before its trackers, which otherwise do not see the `coto/` numbers.
+
+        A callback given as `callbacks=[...]` comes after the trackers of `report_to`; its numbers are then in the
+        trainer's history and output only.
+        """
+        trainer.add_callback(self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks.insert(0, callbacks.pop())
+
     # -- events ------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
