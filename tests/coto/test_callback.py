@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_lorafa_optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import ParallelMode
@@ -231,6 +232,21 @@ def test_a_step_without_gradients_cannot_be_asked_of_a_trainer(adapted, tiny_lla
     trainer, _, spy = trainer_for(get_peft_model(tiny_llama(), lora), tmp_path, dataset, config, max_steps=6)
     trainer.train()
     assert any(not any(mask) for mask in spy.masks.values())
+
+
+def test_an_optimizer_that_needs_every_gradient_is_refused(adapted, dataset, tokens, tmp_path):
+    model = adapted()
+    optimizer = create_lorafa_optimizer(model, r=4, lora_alpha=8, lr=1e-2)
+    trainer, _, _ = trainer_for(model, tmp_path, dataset)
+    trainer.optimizer = optimizer
+    with pytest.raises(UsageError, match="LoRA-FA"):
+        trainer.train()
+    # What would happen; when PEFT mends it the rule can go.
+    coto = apply_coto(model, CoToConfig(initial_p=0.0, final_p=0.0), total_steps=100)
+    coto.begin_step(0)
+    model(tokens, labels=tokens).loss.backward()
+    with pytest.raises(TypeError, match="NoneType"):
+        optimizer.step()
 
 
 def arguments(**changes):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import VARIANT_KWARG_KEYS, LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -87,6 +88,19 @@ def test_zeros_instead_of_none_would_drift(adapted, tokens):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert all((p - b).abs().max() > 1e-4 for p, b in zip(parameters, before, strict=True))
+
+
+def test_the_optimizer_of_lora_plus_skips_what_is_off(adapted, tokens):
+    model = adapted()
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=4.0)
+    off(apply_coto(model, total_steps=100), 0, 2)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for _ in range(2):
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if "lora_" in n and (".layers.1." in n or ".layers.3." in n)}
 
 
 def test_scaling_zero_is_no_bypass_for_dora(adapted, tokens):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.optimizers.lorafa import LoraFAOptimizer
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
@@ -70,12 +71,14 @@ class CoToCallback(TrainerCallback, ExportableState):
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         if self.controller is not None:
             self.controller.detach()
         controller = apply_coto(model, self.config, state.max_steps)
         try:
-            self._check(args, model, controller)
+            self._check(args, model, controller, optimizer)
             echo = (state.stateful_callbacks or {}).get(type(self).__name__)
             if isinstance(echo, Mapping) and echo["attributes"]["groups"] is not None and state.global_step > 0:
                 controller.load_state_dict({"config": echo["args"]["config"], **echo["attributes"]})
@@ -126,9 +129,14 @@ class CoToCallback(TrainerCallback, ExportableState):
 
     # -- what cannot work --------------------------------------------------------------------------------------------
 
-    def _check(self, args: Any, model: Any, controller: CoToController) -> None:
+    def _check(self, args: Any, model: Any, controller: CoToController, optimizer: Any) -> None:
         """Refuse what would hang, fail in the second step or train something else."""
         problems = []
+        if isinstance(getattr(optimizer, "optimizer", optimizer), LoraFAOptimizer):  # accelerate wraps it
+            problems.append(
+                "LoRA-FA's optimizer needs a gradient of every adapter in every step (PEFT 0.21); adapters that are "
+                "off have none. Use AdamW or LoRA+."
+            )
         if self.config.min_active == "allow_empty" and not _others_train(model, controller):
             problems.append(
                 "`min_active='allow_empty'` gives steps in which nothing is trained; a trainer cannot skip them. Use "
