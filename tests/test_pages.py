@@ -40,14 +40,18 @@ def commands(word):
 
 @pytest.mark.parametrize("arguments", list(commands("thurl")))
 def test_documented_commands_exist(arguments):
+    from typer.main import get_command
     from typer.testing import CliRunner
 
     from thurl.cli import app
 
-    done = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    words = arguments[: 2 if hasattr(get_command(app).commands[arguments[0]], "commands") else 1]
+    done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert done.exit_code == 0, done.output
-    for option in (word for word in arguments[1:] if word.startswith("--")):
-        assert re.search(rf"{re.escape(option)}\b", done.output), f"{option} is not an option of thurl {arguments[0]}"
+    for option in (word for word in arguments[len(words) :] if word.startswith("--")):
+        assert re.search(rf"{re.escape(option)}\b", done.output), (
+            f"{option} is not an option of thurl {' '.join(words)}"
+        )
     for recipe in (word for word in arguments[1:] if word.startswith("recipes/")):
         assert (ROOT / recipe).is_file(), recipe
 

@@ -12,18 +12,19 @@ Three ways to compute them: `exact` (2^n coalitions), `permutation` (random orde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from thurl.coto.adapters import layer_of, natural
 from thurl.coto.prune import third
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["EXACT_LIMIT", "ShapleyResult", "only_active", "shapley", "shapley_values"]
+__all__ = ["EXACT_LIMIT", "ShapleyResult", "groups_of", "only_active", "shapley", "shapley_values"]
 
 EXACT_LIMIT = 12
 """Most players for which all coalitions are evaluated (4096)."""
@@ -180,6 +181,24 @@ def shapley(
             module.training = training
 
 
+def groups_of(paths: Iterable[str], by: Literal["layer", "type", "module"] = "layer") -> dict[str, list[str]]:
+    """Players for :func:`shapley`: modules by numbered layer (others alone), by last part of the path, or one by one.
+
+    Args:
+        paths: of adapted modules, as in `Adapter.modules`.
+        by: `layer`, `type` or `module`.
+
+    Returns:
+        name -> paths, names in natural order: layer 2 before layer 10.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        layer = layer_of(path) if by == "layer" else None
+        name = f"{layer[0]}.{layer[1]}" if layer else path.rsplit(".", 1)[-1] if by == "type" else path
+        groups.setdefault(name, []).append(path)
+    return {name: groups[name] for name in sorted(groups, key=natural)}
+
+
 @contextmanager
 def only_active(model: Any, paths: set[str]) -> Iterator[None]:
     """Within, adapted modules outside `paths` compute with their base layer alone: no adapter, no normalisation.
@@ -236,7 +255,8 @@ def _adapted_layers(model: Any) -> dict[str, Any]:
 
 
 def _check_groups(groups: Mapping[str, Sequence[str]], layers: Mapping[str, Any]) -> None:
-    problems, seen = [], {}
+    problems: list[str] = []
+    seen: dict[str, str] = {}
     for name, paths in groups.items():
         if not paths:
             problems.append(f"group {name!r} is empty")

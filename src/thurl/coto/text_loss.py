@@ -93,20 +93,29 @@ class TextLoss:
 
     def load(self, adapter: Adapter) -> Any:
         """The base model with `adapter` and no other; returns the `PeftModel`, in evaluation mode."""
-        from peft import PeftConfig, get_peft_model
+        from dataclasses import fields
+
+        from peft import get_peft_model
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
         from peft.utils.save_and_load import set_peft_model_state_dict
 
-        config = PeftConfig.from_peft_type(**{**dict(adapter.config), "inference_mode": True})
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[adapter.config["peft_type"]]
+        # A config of another version may hold keys this one does not know; PEFT's own loader drops them, too.
+        known = {field.name for field in fields(kind) if field.init}
+        settings = {name: value for name, value in adapter.config.items() if name in known}
+        config = kind(**{**settings, "inference_mode": True})
         if self._model is not None:
             self._base = self._model.unload()
-        self._model = get_peft_model(self._base, config)
-        result = set_peft_model_state_dict(self._model, adapter.state_dict())
-        if result.unexpected_keys:
-            raise DataError(
-                f"{adapter.source}: {len(result.unexpected_keys)} tensors fit no module of the base model "
-                f"({result.unexpected_keys[0]}, ...); is this the model the adapter was trained on?"
-            )
-        return self._model.to(self._device).eval()
+            self._model = None
+        try:
+            model = self._model = get_peft_model(self._base, config)
+            strange = set_peft_model_state_dict(model, adapter.state_dict()).unexpected_keys
+            problem = f"{len(strange)} tensors fit no module ({strange[0]}, ...)" if strange else None
+        except (ValueError, RuntimeError) as error:  # no such module, other shapes
+            problem = str(error).splitlines()[0]
+        if problem is not None:
+            raise DataError(f"{adapter.source}: {problem}; is this the model the adapter was trained on?")
+        return model.to(self._device).eval()
 
     def loss(self, model: Any) -> float:
         """Mean loss per predicted token (nats) of a model that shares the tokenizer."""
