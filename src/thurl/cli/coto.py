@@ -266,7 +266,7 @@ def shapley(
     """How much each layer of an adapter contributes to the (minus) loss on texts."""
     _check_plot(plot)
     from thurl.coto.adapters import layer_of, read_adapter
-    from thurl.coto.shapley import EXACT_LIMIT, groups_of
+    from thurl.coto.shapley import EXACT_LIMIT, at_most, groups_of
     from thurl.coto.shapley import shapley as shapley_of
 
     read = read_adapter(adapter)
@@ -275,8 +275,8 @@ def shapley(
     if chosen == "exact" and len(groups) > EXACT_LIMIT:
         raise UsageError(f"{len(groups)} players: exact takes at most {EXACT_LIMIT}; use --method permutation or mle")
     text_loss = _text_loss(model, texts, batch_size, max_length, device, dtype)
-    most = 2 ** len(groups) if chosen != "permutation" else 2 * permutations * (len(groups) - 1) + 2
-    with progress("coalitions evaluated, at most", most) as advance:
+    draws: dict[str, Any] = {"permutations": permutations, "nodes": nodes, "samples": samples}
+    with progress("coalitions evaluated, at most", at_most(len(groups), chosen, **draws)) as advance:
 
         def value(loaded: Any) -> float:
             loss = text_loss.loss(loaded)
@@ -288,10 +288,8 @@ def shapley(
             groups,
             value,
             chosen,
-            permutations=permutations,
-            nodes=nodes,
-            samples=samples,
             seed=seed,
+            **draws,
         )
     # "Top" means nothing among kinds of modules or over several towers.
     stacks = {(layer_of(path) or ("outside",))[0] for path in read.modules}

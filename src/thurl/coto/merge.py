@@ -35,6 +35,7 @@ __all__ = ["METHODS", "Method", "distance_to_mean", "ensemble_logits", "merge_ta
 Method = Literal["fusion", "align", "delta", "svd", "ties", "dare_linear", "dare_ties"]
 METHODS: tuple[str, ...] = get_args(Method)
 _SPARSE = ("ties", "dare_linear", "dare_ties")
+_BATCH = 32  # modules solved together; more would cost memory and no longer save time
 
 
 def merge_tasks(
@@ -294,10 +295,11 @@ def _shares(weights: Sequence[float] | None, n: int) -> list[float]:
 
 
 def _by(modules: Mapping[str, Factors], key: Callable[[Factors], Any]) -> list[list[str]]:
+    """Batches of paths with equal `key`."""
     groups: dict[Any, list[str]] = {}
     for path, factors in modules.items():
         groups.setdefault(key(factors), []).append(path)
-    return list(groups.values())
+    return [paths[i : i + _BATCH] for paths in groups.values() for i in range(0, len(paths), _BATCH)]
 
 
 def _filled(tensor: torch.Tensor, size: int, dim: int) -> torch.Tensor:

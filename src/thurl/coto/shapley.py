@@ -24,7 +24,7 @@ from thurl.coto.prune import third
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["EXACT_LIMIT", "ShapleyResult", "groups_of", "only_active", "shapley", "shapley_values"]
+__all__ = ["EXACT_LIMIT", "ShapleyResult", "at_most", "groups_of", "only_active", "shapley", "shapley_values"]
 
 EXACT_LIMIT = 12
 """Most players for which all coalitions are evaluated (4096)."""
@@ -101,8 +101,7 @@ def shapley_values(
         value: v(R) for a boolean mask (n,); called once per coalition.
         players: their names, from input to output where that means something.
         method: `exact`, `permutation` or `mle`.
-        permutations: random orders for `permutation`; each comes with its reverse, so at most
-            `2 * permutations * (n - 1) + 2` evaluations.
+        permutations: random orders for `permutation`; each comes with its reverse.
         nodes: Gauss-Legendre nodes of `mle`. Default: n / 2 rounded up, which is exact, but at most 8.
         samples: coalitions drawn per node of `mle`, each with its complement at the mirrored node. Default: none up to
             12 players, where the expectation is taken over all coalitions; 8 beyond.
@@ -122,11 +121,11 @@ def shapley_values(
     elif method == "permutation":
         values, errors = _permutation(game, n, permutations, rng)
     else:
-        nodes = nodes or min(math.ceil(n / 2), 8)
-        if samples is None and n <= EXACT_LIMIT:
+        nodes, samples = _mle_settings(n, nodes, samples)
+        if samples is None:
             values, errors = _weighted_marginals(game, n, _node_weights(n, nodes)), np.zeros(n)
         else:
-            values, errors = _mle(game, n, nodes, samples or 8, rng)
+            values, errors = _mle(game, n, nodes, samples, rng)
     mass, mean = np.abs(values).sum(), values.mean()
     top = sum(abs(v) for i, v in enumerate(values) if third(i, n) == "high")
     return ShapleyResult(
@@ -141,6 +140,21 @@ def shapley_values(
         evaluations=game.evaluations,
         method=method,
     )
+
+
+def at_most(
+    n: int,
+    method: ShapleyMethod,
+    *,
+    permutations: int = 16,
+    nodes: int | None = None,
+    samples: int | None = None,
+) -> int:
+    """Most coalitions that :func:`shapley_values` evaluates for `n` players with these options."""
+    if method == "permutation":
+        return min(2**n, 2 * permutations * (n - 1) + 2)
+    nodes, samples = _mle_settings(n, nodes, samples)
+    return 2**n if method == "exact" or samples is None else min(2**n, 2 * samples * nodes * (n + 1) + 2)
 
 
 def shapley(
@@ -252,6 +266,11 @@ def _adapted_layers(model: Any) -> dict[str, Any]:
     if not found:
         raise UsageError("the model has no adapted modules; load an adapter with PEFT first")
     return found
+
+
+def _mle_settings(n: int, nodes: int | None, samples: int | None) -> tuple[int, int | None]:
+    """Nodes, and draws per node; None for the expectation over all coalitions."""
+    return nodes or min(math.ceil(n / 2), 8), samples or (None if n <= EXACT_LIMIT else 8)
 
 
 def _check_groups(groups: Mapping[str, Sequence[str]], layers: Mapping[str, Any]) -> None:

@@ -95,9 +95,7 @@ class TextLoss:
         """The base model with `adapter` and no other; returns the `PeftModel`, in evaluation mode."""
         from dataclasses import fields
 
-        from peft import get_peft_model
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-        from peft.utils.save_and_load import set_peft_model_state_dict
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model, set_peft_model_state_dict
 
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[adapter.config["peft_type"]]
         # A config of another version may hold keys this one does not know; PEFT's own loader drops them, too.

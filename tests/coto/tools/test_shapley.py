@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from thurl.coto.shapley import _node_weights, _shapley_weights, only_active, shapley, shapley_values
+from thurl.coto.shapley import (
+    _node_weights,
+    _shapley_weights,
+    at_most,
+    groups_of,
+    only_active,
+    shapley,
+    shapley_values,
+)
 from thurl.errors import DataError, UsageError
 
 
@@ -119,6 +127,22 @@ def test_quadrature_weights_are_the_shapley_weights_from_half_the_players_on():
     for n in range(1, 17):
         np.testing.assert_allclose(_node_weights(n, math.ceil(n / 2)), _shapley_weights(n), rtol=1e-10)
     assert np.abs(_node_weights(10, 2) / _shapley_weights(10) - 1).max() > 0.01
+
+
+def test_bound_on_the_evaluations():
+    assert [at_most(4, method) for method in ("exact", "permutation", "mle")] == [16, 16, 16]
+    value = random_game(13, 0)
+    for method, options in (("permutation", {"permutations": 5}), ("mle", {"samples": 3, "nodes": 4}), ("mle", {})):
+        used = shapley_values(value, names(13), method, **options).evaluations
+        # Some coalitions coincide, most do not.
+        assert 0.5 * at_most(13, method, **options) < used <= at_most(13, method, **options)
+
+
+def test_groups():
+    paths = ["m.layers.10.q", "m.layers.2.v", "m.layers.2.q", "merger"]
+    assert groups_of(paths) == {"m.layers.2": paths[1:3], "m.layers.10": paths[:1], "merger": ["merger"]}
+    assert groups_of(paths, "type") == {"merger": ["merger"], "q": [paths[0], paths[2]], "v": [paths[1]]}
+    assert list(groups_of(paths, "module")) == ["m.layers.2.q", "m.layers.2.v", "m.layers.10.q", "merger"]
 
 
 def test_draws_follow_the_seed():
