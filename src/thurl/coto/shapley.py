@@ -103,7 +103,7 @@ def shapley_values(
         method: `exact`, `permutation` or `mle`.
         permutations: random orders for `permutation`; each comes with its reverse.
         nodes: Gauss-Legendre nodes of `mle`. Default: n / 2 rounded up, which is exact, but at most 8.
-        samples: coalitions drawn per node of `mle`, each with its complement at the mirrored node. Default: none up to
+        samples: coalitions drawn per node of `mle`, each with its complement. Default: none up to
             12 players, where the expectation is taken over all coalitions; 8 beyond.
         seed: of all draws.
 
@@ -356,8 +356,8 @@ def _mle(game: _Game, n: int, nodes: int, samples: int, rng: np.random.Generator
     draws = []
     for _ in range(samples):
         u = rng.random((nodes, n))
-        # The nodes are symmetric around 1/2: the complement of a coalition drawn at p is one drawn at 1 - p.
-        for masks in (u < p[:, None], ~(u < p[:, None])[::-1]):
+        # The complement of a coalition drawn at p is one drawn at 1 - p, a node of the same weight.
+        for masks in (u < p[:, None], u >= p[:, None]):
             eye = np.eye(n, dtype=bool)
             on, off = masks[:, None, :] | eye, masks[:, None, :] & ~eye
             gains = (game(on.reshape(-1, n)) - game(off.reshape(-1, n))).reshape(nodes, n)

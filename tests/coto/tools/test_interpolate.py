@@ -59,6 +59,24 @@ def test_delta_line_is_the_weighted_sum_whatever_ranks_scalings_and_modules(towe
         torch.testing.assert_close(layer.get_delta_weight("default"), factors.delta(), rtol=1e-12, atol=1e-12)
 
 
+def test_a_rank_of_one_module_is_not_taken_for_another_whose_path_ends_alike(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from thurl.coto.adapters import read_adapter
+
+    def base():
+        inner = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})
+        return torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4), "inner": inner})
+
+    for name, targets in (("a", ["up"]), ("b", "up")):  # as a list it ends both paths, as a pattern it is one
+        get_peft_model(base(), LoraConfig(r=2, target_modules=targets)).save_pretrained(tmp_path / name)
+    line = interpolate(read_adapter(tmp_path / "a"), read_adapter(tmp_path / "b"), 0.5, "delta")
+    assert {path: factors.rank for path, factors in line.modules.items()} == {"up": 4, "inner.up": 2}
+    write_adapter(line, tmp_path / "out")
+    built = PeftModel.from_pretrained(base(), tmp_path / "out").base_model.model
+    assert (built["up"].r["default"], built["inner"]["up"].r["default"]) == (4, 2)
+
+
 def test_half_precision_is_combined_in_single(towers):
     a, b = (towers.make(name, seed, dtype=torch.bfloat16) for name, seed in (("a", 1), ("b", 2)))
     line = interpolate(a, b, 0.3, "delta")
