@@ -91,6 +91,7 @@ def main():
     }
     with open(f"{output}.{rank}.json", "w") as file:
         json.dump(record, file)
+    torch.distributed.destroy_process_group()  # else gloo may abort at the end
 
 
 if __name__ == "__main__":

@@ -84,6 +84,18 @@ def test_run_gets_the_recipe_and_the_overrides(recipe, monkeypatch):
     assert kwargs == {"recipe_path": str(recipe), "overrides": ["training.learning_rate=2e-6"]}
 
 
+def test_a_run_leaves_its_process_group(recipe, monkeypatch, tmp_path):
+    """A gloo group that is left to the end of the interpreter now and then aborts it."""
+    import torch.distributed as dist
+
+    def join(recipe, **kwargs):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+
+    stub_run(monkeypatch, join)
+    assert run_recipe(str(recipe)) == 0
+    assert not dist.is_initialized()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -96,6 +97,8 @@ def main() -> None:
     }
     Path(f"{name}.json").write_text(json.dumps(state))
     save_file({key: value.contiguous() for key, value in weights.items()}, f"{name}.safetensors")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()  # else gloo may abort at the end
 
 
 if __name__ == "__main__":

@@ -129,7 +129,15 @@ def _run(loaded, path: str, parsed: Arguments) -> int:  # noqa: ANN001
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """A gloo group that is still there when the interpreter ends may abort a process whose run is complete."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _report(error: ThurlError, path: str, debug: bool, rank: str | None = None) -> None:
