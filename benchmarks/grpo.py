@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from grpo_prefix import PIXELS, SOME_LAYERS
+from hand_updates import PIXELS, SOME_LAYERS, save_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, set_seed
 from trl import GRPOTrainer
@@ -43,7 +43,7 @@ from thurl.rl import RankGRPOConfig, RankGRPOTrainer, RankReward, build_rank_dat
 from thurl.rl.prompts import PromptPreset
 from thurl.rl.rollouts import vision_token_ids
 from thurl.rl.timed_rollouts import TimedRollouts, timed_log_probs
-from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
+from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX
 from thurl.training.progress import quiet_libraries, quiet_trainer
 from thurl.training.results import write_results
 
@@ -128,15 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(folder: Path, shape: Sequence[int], seed: int) -> None:
     """Model, processor and pictures of this shape."""
-    model, processor = build_tiny_qwen2_5_vl(seed, **{**SOME_LAYERS, "max_pixels": shape[0] * PIXELS**2})
-    model.config.vision_config.fullatt_block_indexes = [SOME_LAYERS["vision_depth"] - 1]
+    _, processor = save_model(folder, {**SOME_LAYERS, "max_pixels": shape[0] * PIXELS**2}, seed)
     text = processor.apply_chat_template(
         [{"role": "user", "content": PRESET.text("think")}], add_generation_prompt=True
     )
     around = len(processor.tokenizer(text)["input_ids"])
     size = {"shortest_edge": PIXELS**2, "longest_edge": max(4, shape[0] - around) * PIXELS**2}
     processor.image_processor.size = size
-    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     rng = np.random.default_rng(seed)
     for index in range(4 * PICTURES):

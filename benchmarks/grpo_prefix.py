@@ -18,7 +18,6 @@ released models have it) and `recipe`, the model, pictures and answers of the ti
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 import tempfile
@@ -27,24 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from hand_updates import SOME_LAYERS, make_batch, make_trainer, reference
 
-from thurl.data.records import RatedImage
-from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
+from thurl.rl import RankGRPOTrainer
 from thurl.rl.shared_prefix import PrefixSharing, update
-from thurl.rl.tiny import TINY_QUESTION, TINY_THINK_SUFFIX, build_tiny_qwen2_5_vl
 from thurl.training.results import write_results
 from thurl.training.tensor_memory import TensorMemory
 
 
-PIXELS = 28  # side of what one visual token sees
-SOME_LAYERS = {
-    **{"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate": 512},
-    **{"vision_hidden": 128, "vision_depth": 4, "vision_heads": 4},
-    **{"min_pixels": PIXELS**2, "max_pixels": 1200 * PIXELS**2},
-}
 RECIPE = "recipe"
 RECIPE_SHAPE = (0, 14, 8, 24)  # its pictures are small, so the prompt is as long as it is
 SHAPES = {
@@ -75,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in chosen:
             own = name == RECIPE
             if own not in trainers:
-                trainers[own] = make_trainer(Path(folder) / str(own), {} if own else SOME_LAYERS, options.seed)
+                trainers[own] = make_trainer(
+                    Path(folder) / str(own), {} if own else SOME_LAYERS, options.seed, prefix_sharing="on"
+                )
             shape = RECIPE_SHAPE if own else SHAPES[name]
             pairs = options.long_pairs if shape[0] >= 1024 else options.pairs
             shapes[name], details[name] = measure(trainers[own], shape, pairs, options.seed)
@@ -90,82 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 model=SOME_LAYERS,
             )
     return 0
-
-
-def make_trainer(folder: Path, sizes: dict[str, int], seed: int) -> RankGRPOTrainer:
-    """A trainer whose model is updated by hand; its own data set is never read."""
-    model, processor = build_tiny_qwen2_5_vl(seed, **sizes)
-    if sizes:
-        model.config.vision_config.fullatt_block_indexes = [sizes["vision_depth"] - 1]
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    records = []
-    for index in range(2):
-        Image.fromarray(np.full((56, 56, 3), 100 * index, np.uint8)).save(folder / f"{index}.png")
-        records.append(RatedImage(str(folder / f"{index}.png"), float(index)))
-    trainer = RankGRPOTrainer(
-        type(model).from_pretrained(folder),
-        args=RankGRPOConfig(
-            str(folder),
-            **{"use_cpu": True, "bf16": False, "report_to": [], "gradient_checkpointing": False, "disable_tqdm": True},
-            **{"num_generations": 2, "per_device_train_batch_size": 4},
-        ),
-        train_dataset=build_rank_dataset(records),
-        processing_class=processor,
-        block_size=2,
-        prefix_sharing="on",
-    )
-    trainer.current_gradient_accumulation_steps = 1  # `train` would set it
-    trainer.model.train()
-    return trainer
-
-
-def make_batch(trainer: RankGRPOTrainer, shape: tuple[int, int, int, int], seed: int) -> dict[str, Any]:
-    """Inputs of `compute_loss`: pictures of noise of the size that makes a prompt of about P tokens."""
-    prompt, answer, group, pictures = shape
-    processor, rng = trainer.processing_class, np.random.default_rng(seed)
-    content = [{"type": "image"}, {"type": "text", "text": f"{TINY_QUESTION} {TINY_THINK_SUFFIX}"}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    around = len(processor.tokenizer(text)["input_ids"]) - 1
-    height = max(2, math.isqrt(max(0, prompt - around)))
-    width = max(2, round((prompt - around) / height))
-    size = (48, 48) if not prompt else (PIXELS * height, PIXELS * width)
-    images = [
-        picture
-        for picture in [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for _ in range(pictures)]
-        for _ in range(group)
-    ]
-    inputs = processor(text=[text] * len(images), images=[[image] for image in images], return_tensors="pt")
-    rows = len(images)
-    generator = torch.Generator().manual_seed(seed)
-    completions = torch.randint(300, 330, (rows, answer), generator=generator)
-    batch = {
-        "prompt_ids": inputs["input_ids"],
-        "prompt_mask": inputs["attention_mask"],
-        "completion_ids": completions,
-        "completion_mask": torch.ones_like(completions),
-        "advantages": torch.randn(rows, generator=generator),
-        "num_items_in_batch": torch.tensor(completions.numel()),
-        "pixel_values": inputs["pixel_values"],
-        "image_grid_thw": inputs["image_grid_thw"],
-        "num_images": [1] * rows,
-        "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(completions)], dim=1),
-    }
-    batch["ref_per_token_logps"] = reference(trainer, batch)
-    return batch
-
-
-def reference(trainer: RankGRPOTrainer, batch: dict[str, Any]) -> torch.Tensor:
-    names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
-    with torch.no_grad():
-        logps, _, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model,
-            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-            batch["completion_ids"].shape[1],
-            **{name: batch[name] for name in names},
-        )
-    return logps
 
 
 def measure(

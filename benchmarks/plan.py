@@ -21,22 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from grpo_prefix import SOME_LAYERS, make_batch
+from hand_updates import SOME_LAYERS, make_batch, make_trainer
 from peft import LoraConfig
-from PIL import Image
 
-from thurl.data.records import RatedImage
 from thurl.recipe.plan import make_plan
 from thurl.recipe.shipped import find_recipe
 from thurl.recipe.validate import load_recipe
 from thurl.recipe.visualquality_r1_run import run as run_recipe
-from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
+from thurl.rl import RankGRPOTrainer
 from thurl.rl.plan.memory import RunShape, resident_memory, update_memory
 from thurl.rl.plan.shape import ModelShape
 from thurl.rl.plan.time import Device, calibrated, step_seconds
-from thurl.rl.tiny import build_tiny_qwen2_5_vl
 from thurl.training.results import write_results
 from thurl.training.tensor_memory import TensorMemory
 
@@ -78,46 +74,24 @@ CASES = [
 ]
 
 
-def make_trainer(case: Case, folder: Path) -> RankGRPOTrainer:
+def trainer_of(case: Case, folder: Path) -> RankGRPOTrainer:
     """A trainer of the case; bfloat16 weights below an adapter, float32 weights and autocast without one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, processor = build_tiny_qwen2_5_vl(0, **case.sizes)
-    if case.sizes:
-        model.config.vision_config.fullatt_block_indexes = [case.sizes["vision_depth"] - 1]
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    records = []
-    for index in range(2):
-        Image.fromarray(np.full((56, 56, 3), 100 * index, np.uint8)).save(folder / f"{index}.png")
-        records.append(RatedImage(str(folder / f"{index}.png"), float(index)))
-    held = torch.bfloat16 if case.bf16 and case.lora else torch.float32
-    model = type(model).from_pretrained(folder, dtype=held)
-    if case.freeze:
-        model.model.visual.requires_grad_(False)
     adapter = LoraConfig(
         r=RANK,
         target_modules=list(PROJECTIONS),
         exclude_modules=r".*(^|\.)visual(\.|$).*",
         task_type="CAUSAL_LM",
     )
-    trainer = RankGRPOTrainer(
-        model,
-        args=RankGRPOConfig(
-            str(folder),
-            **{"use_cpu": True, "bf16": case.bf16, "report_to": [], "gradient_checkpointing": case.checkpointing},
-            **{"num_generations": 2, "per_device_train_batch_size": 4, "disable_tqdm": True},
-        ),
-        train_dataset=build_rank_dataset(records),
-        processing_class=processor,
+    return make_trainer(
+        folder,
+        case.sizes,
+        dtype=torch.bfloat16 if case.bf16 and case.lora else torch.float32,
+        freeze_vision=case.freeze,
+        bf16=case.bf16,
+        checkpointing=case.checkpointing,
         peft_config=adapter if case.lora else None,
-        block_size=2,
         prefix_sharing="on" if case.shared else "off",
     )
-    trainer.current_gradient_accumulation_steps = 1  # `train` would set it, and switch recomputing on
-    if case.checkpointing:
-        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-    trainer.model.train()
-    return trainer
 
 
 def optimizer_of(trainer: RankGRPOTrainer) -> torch.optim.Optimizer:
@@ -126,7 +100,7 @@ def optimizer_of(trainer: RankGRPOTrainer) -> torch.optim.Optimizer:
 
 def measured_update(case: Case, shape: tuple[int, int, int, int], folder: Path) -> dict[str, Any]:
     """Highest bytes of living tensors in a second update, and the sizes that were run."""
-    trainer = make_trainer(case, folder)
+    trainer = trainer_of(case, folder)
     batch = make_batch(trainer, shape, 0)
     optimizer = optimizer_of(trainer)
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
@@ -241,9 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole = whole_recipe(Path(folder) / "recipe")
         memory["tiny recipe, whole steps"] = entry(whole["measured"], whole["planned"])
         sys.stdout.write(f"whole recipe: {whole['planned'] / 1e6:.1f} of {whole['measured'] / 1e6:.1f} MB\n")
-        seconds = seconds_of_updates(
-            make_trainer(Case("layers", SOME_LAYERS), Path(folder) / "timed"), options.repeats
-        )
+        seconds = seconds_of_updates(trainer_of(Case("layers", SOME_LAYERS), Path(folder) / "timed"), options.repeats)
     for record in seconds:
         sys.stdout.write(f"{record['shape']:20} {record['planned']:.3f} of {record['measured']:.3f} s\n")
     write_results(

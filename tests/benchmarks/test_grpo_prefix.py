@@ -9,8 +9,9 @@ import torch
 FILE = Path(__file__).parents[2] / "benchmarks" / "grpo_prefix.py"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(FILE.parent))  # as when it is run as a program
     spec = importlib.util.spec_from_file_location("grpo_prefix_benchmark", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
