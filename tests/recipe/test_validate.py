@@ -126,6 +126,18 @@ rewards: {}
         ({"sampler": {"weights": {"a": 0}}}, "greater than 0"),
         ({"adapter": {"target_modules": ["lm_head"]}}, "refused by TRL"),
         ({"adapter": {}, "model": {"name_or_path": "x", "freeze": ["language"]}}, "leaves nothing to train"),
+        (
+            {"adapter": {"kind": "pissa"}, "training": GOOD["training"] | {"beta": 0.04}},
+            "would pull to a model that is not the start; set `training.beta: 0`",
+        ),
+        (
+            {
+                "adapter": {"kind": "dora"},
+                "rollouts": {"adapter_sync": "adapter"},
+                "training": GOOD["training"] | {"use_vllm": True},
+            },
+            "`adapter` is for `lora` and `rslora`, not `dora`",
+        ),
         ({"evaluation": {"every_steps": 5}}, "add `data.validation`"),
         ({"evaluation": {"n_samples": 4, "mode": "expected"}}, "all equal"),
         ({"evaluation": {"temperature": float("inf")}}, "finite"),

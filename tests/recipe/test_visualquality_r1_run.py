@@ -12,7 +12,7 @@ import pytest
 from thurl.data.records import RatedImage
 from thurl.recipe import visualquality_r1_run
 from thurl.recipe.validate import load_recipe
-from thurl.recipe.visualquality_r1_run import adapter_config, prompt_preset, reward_functions, training_arguments
+from thurl.recipe.visualquality_r1_run import prompt_preset, reward_functions, training_arguments
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_the_papers_recipe_becomes_the_papers_settings(monkeypatch):
     rank, formatting = reward_functions(recipe)
     assert rank.options.comparison == "mean" and rank.options.variance == "sample" and rank.options.scope == "device"
     assert rank.block_size == 8 and rank.options.eps == 1e-6 and formatting.mode == "official"
-    assert adapter_config(recipe) is None
+    assert recipe.adapter is None
     preset = prompt_preset(recipe)
     assert preset.text("think").startswith("You are doing the image quality assessment task.")
     assert not preset.vision_id
@@ -145,8 +145,8 @@ def test_the_papers_recipe_becomes_the_papers_settings(monkeypatch):
 def test_regression_and_adapter_recipes():
     threshold, _ = reward_functions(_recipe("visualquality_r1_regression.yaml"))
     assert threshold.__name__ == "threshold" and threshold.threshold == 0.35
-    lora = adapter_config(_recipe("visualquality_r1_lora.yaml"))
-    assert lora.r > 0 and "visual" in lora.exclude_modules
+    lora = _recipe("visualquality_r1_lora.yaml").adapter
+    assert lora.kind == "lora" and lora.r == 64 and lora.exclude_vision
 
 
 def test_reward_weights_reach_the_trainer(tmp_path):

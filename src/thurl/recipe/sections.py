@@ -17,7 +17,6 @@ from thurl.recipe.fields import Problem, check_fields
 
 
 __all__ = [
-    "AdapterSection",
     "ControlSection",
     "DataSection",
     "DegradedPhotosSource",
@@ -237,34 +236,6 @@ class DataSection(Section):
 
     def problems(self) -> list[Problem]:
         return [] if self.train else [(("train",), "is empty: name at least one image set")]
-
-
-class AdapterSection(Section):
-    """LoRA. Without this section every unfrozen weight is trained."""
-
-    kind: Literal["lora"] = "lora"
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | _tuple_of(str) = (  # type: ignore[valid-type]
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    exclude_vision: bool = True
-    use_rslora: bool = False
-
-    def problems(self) -> list[Problem]:
-        targets = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
-        if not targets:
-            return [(("target_modules",), "is empty: name at least one module")]
-        if any("lm_head" in target or "embed_tokens" in target for target in targets):
-            return [(("target_modules",), "adapters on `lm_head` or `embed_tokens` are refused by TRL's GRPO trainer")]
-        return []
 
 
 class RewardSection(Section):

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from thurl.recipe.adapters import AdapterSection
 from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count, usable_fields
 from thurl.recipe.sections import (
-    AdapterSection,
     ControlSection,
     DataSection,
     EvaluationSection,
@@ -63,11 +63,7 @@ class VisualQualityR1Recipe(Section):
         found += _rollout_problems(sections, training)
         if reward is not None and reward.kind == "threshold" and reward.out_of_range == "official":
             found.append((("reward", "out_of_range"), "`official` is a rule for comparisons; use `invalid` or `clip`"))
-        adapter = sections.get("adapter")
-        if adapter is not None and model is not None and "language" in model.freeze and adapter.exclude_vision:
-            found.append(
-                (("adapter", "exclude_vision"), "with `model.freeze: [language]` this leaves nothing to train")
-            )
+        found += _adapter_problems(sections, training)
         data = sections.get("data")
         if evaluation is not None and evaluation.every_steps and data is not None and not data.validation:
             found.append(
@@ -91,6 +87,34 @@ def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
     }
     preset = replace(PRESETS[section.preset], vision_id=bool(section.vision_id))
     return replace(preset, **changes, name="recipe") if changes else preset
+
+
+def _adapter_problems(sections: Mapping[str, Any], training: dict[str, Any]) -> list[Problem]:
+    """What an adapter excludes in this method."""
+    adapter, model, rollouts = (sections.get(name) for name in ("adapter", "model", "rollouts"))
+    if adapter is None:
+        return []
+    found: list[Problem] = []
+    if any("lm_head" in target or "embed_tokens" in target for target in adapter.targets()):
+        message = "adapters on `lm_head` or `embed_tokens` are refused by TRL's GRPO trainer"
+        found.append((("adapter", "target_modules"), message))
+    if model is not None and "language" in model.freeze and adapter.exclude_vision:
+        found.append((("adapter", "exclude_vision"), "with `model.freeze: [language]` this leaves nothing to train"))
+    beta = field_value(training, "beta")
+    if adapter.kind == "pissa" and beta:
+        # PiSSA takes the adapter's start out of the base weights, and TRL's reference is the model without adapter.
+        found.append(
+            (
+                ("adapter", "kind"),
+                f"`pissa` changes the base weights, so the KL term (`training.beta` {beta}) would pull to a "
+                "model that is not the start; set `training.beta: 0` or take another kind",
+            )
+        )
+    if rollouts is not None and rollouts.adapter_sync == "adapter" and adapter.kind not in ("lora", "rslora"):
+        found.append(
+            (("rollouts", "adapter_sync"), f"`adapter` is for `lora` and `rslora`, not `{adapter.kind}`; use `merged`")
+        )
+    return found
 
 
 def _rollout_problems(sections: Mapping[str, Any], training: dict[str, Any]) -> list[Problem]:

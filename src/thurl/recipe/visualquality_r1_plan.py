@@ -78,6 +78,8 @@ def planned_run(
         assumptions.append("`model.prefix_sharing: auto` counts as off: whether it shares is decided batch by batch")
     adapter = recipe.adapter
     targets = () if adapter is None else _targets(adapter.target_modules)
+    if adapter is not None and adapter.kind not in ("lora", "rslora", "pissa"):
+        assumptions.append(f"`adapter.kind: {adapter.kind}` counts as a LoRA of its rank")
     run = RunShape(
         gpus=gpus,
         zero=stage,

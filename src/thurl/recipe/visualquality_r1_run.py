@@ -21,6 +21,7 @@ from transformers import set_seed
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
+from thurl.recipe.adapters import peft_config
 from thurl.recipe.plan import warn_before_start
 from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe, prompt_preset
 from thurl.recipe.visualquality_r1_data import Study, fingerprint, load_study
@@ -112,7 +113,7 @@ def train(
         args=args,
         train_dataset=build_rank_dataset(study.train, preset, mode="think" if recipe.data.prompt.think else "direct"),
         processing_class=processor,
-        peft_config=adapter_config(recipe),
+        peft_config=peft_config(recipe.adapter) if recipe.adapter else None,
         block_size=recipe.sampler.block_size,
         sampler_weights=recipe.sampler.weights,
         remainder=recipe.sampler.remainder,
@@ -284,25 +285,6 @@ def load_model(recipe: VisualQualityR1Recipe, args: RankGRPOConfig, model_path: 
     if section.freeze and recipe.adapter is None:
         freeze_parameters(model, section.freeze)
     return model, processor
-
-
-def adapter_config(recipe: VisualQualityR1Recipe) -> Any:
-    """`peft.LoraConfig` of the recipe's adapter, None for full fine-tuning."""
-    section = recipe.adapter
-    if section is None:
-        return None
-    from peft import LoraConfig
-
-    targets = section.target_modules
-    return LoraConfig(
-        r=section.r,
-        lora_alpha=section.alpha,
-        lora_dropout=section.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=r".*(^|\.)visual(\.|$).*" if section.exclude_vision else None,
-        use_rslora=section.use_rslora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def reward_functions(recipe: VisualQualityR1Recipe) -> list[Any]:
