@@ -1,0 +1,113 @@
+"""The `coto` section: progressive activation of the adapter's layers (arXiv 2506.05713), and what excludes it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from thurl.coto.config import CoToConfig
+from thurl.recipe.fields import Problem, field_value, process_count, usable_fields
+from thurl.recipe.sections import Section
+
+
+__all__ = ["CoToSection", "coto_problems"]
+
+_Patterns = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class CoToSection(Section):
+    """Switch the adapter's layers on one by one: settings of `thurl.coto.CoToConfig`, whose defaults hold here."""
+
+    initial_p: float = Field(CoToConfig.initial_p, ge=0, le=1)
+    """p0, the probability that a group of adapters is on in the first step."""
+    final_p: float = Field(CoToConfig.final_p, ge=0, le=1)
+    stage1_ratio: float = Field(CoToConfig.stage1_ratio, ge=0, le=1)
+    """Share of the steps in which p rises."""
+    schedule: Literal["linear", "sine", "exponential", "constant"] = CoToConfig.schedule
+    group_by: Literal["layer", "module"] | Annotated[int, Field(ge=1)] = "layer"
+    """Which adapters share a draw: those of a block, each its own, or chunks of so many."""
+    min_active: Literal["resample", "force"] = "resample"
+    """What happens when all are off. CoTo's `allow_empty` is not here: a trainer cannot skip a step."""
+    min_active_per_tower: bool = CoToConfig.min_active_per_tower
+    """One group on in each tower of a vision-language model, not only in one of them."""
+    seed: int = CoToConfig.seed
+    hold: int = Field(CoToConfig.hold, ge=1)
+    """Optimizer steps that share a mask."""
+    include: _Patterns | None = None
+    exclude: _Patterns | None = None
+    """Regular expressions found in a module path; what is not included, or is excluded, stays on."""
+    old_logprobs: Literal["masked_old", "full_old", "detach"] | None = None
+    """GRPO only: against which old log-probabilities the update is measured; `masked_old` when left out."""
+
+    def problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        for name in ("include", "exclude"):
+            for index, pattern in enumerate(getattr(self, name) or ()):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    found.append(((name, index), f"{pattern!r} is no regular expression: {error}"))
+        return found
+
+    def config(self) -> CoToConfig:
+        """Settings for `thurl.coto.CoToCallback` and `thurl.coto.CoToGRPOMixin`."""
+        return CoToConfig(**self.model_dump(exclude={"old_logprobs"}))
+
+
+def coto_problems(
+    sections: Mapping[str, Any], schema: str, *, processes: int | None = None, grpo: bool = False
+) -> list[Problem]:
+    """What `coto` excludes in other sections, for every method that has it.
+
+    Args:
+        sections: of the recipe, by name; those that are wrong alone are missing.
+        schema: of `training`, as in `thurl.recipe.fields.check_fields`.
+        processes: that will train; `None` for those of this launch.
+        grpo: whether the method is reinforcement learning.
+    """
+    coto = sections.get("coto")
+    if coto is None:
+        return []
+    found: list[Problem] = []
+    if "adapter" in sections and sections["adapter"] is None:
+        found.append((("coto",), "switches adapters and needs the section `adapter`, for instance `adapter: {r: 16}`"))
+    if coto.old_logprobs is not None and not grpo:
+        found.append((("coto", "old_logprobs"), "is for GRPO; this method has no old log-probabilities"))
+    training = sections.get("training")
+    if not isinstance(training, dict):
+        return found
+    training = usable_fields(training, schema)
+    if training.get("deepspeed") or _launcher_shards():
+        return found
+    # The same rules as in `thurl.coto.callback`, before anything is loaded.
+    if field_value(training, "ddp_find_unused_parameters", schema) is False:
+        found.append(
+            (
+                ("training", "ddp_find_unused_parameters"),
+                "is false, but adapters that are off have no gradient, which ends DDP in the second step; set it to "
+                "true or remove it",
+            )
+        )
+    if field_value(training, "ddp_static_graph", schema):
+        found.append((("training", "ddp_static_graph"), "`coto` changes the graph in every step; remove it"))
+    checkpointing = field_value(training, "gradient_checkpointing", schema)
+    options = field_value(training, "gradient_checkpointing_kwargs", schema) or {}
+    if (processes or process_count()) > 1 and checkpointing and options.get("use_reentrant"):
+        found.append(
+            (
+                ("training", "gradient_checkpointing_kwargs"),
+                "`use_reentrant: true` fails with several processes where some parameters have no gradient; set it to "
+                "false",
+            )
+        )
+    return found
+
+
+def _launcher_shards() -> bool:
+    return any(
+        os.environ.get(name, "").lower() == "true" for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+    )
