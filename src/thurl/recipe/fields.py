@@ -15,7 +15,7 @@ from thurl.messages import closest, nearest, shown
 from thurl.recipe.schemas import load_schema
 
 
-__all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count", "usable_fields"]
+__all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count", "sft_problems", "usable_fields"]
 
 # (path inside the section, message)
 Problem = tuple[tuple[str | int, ...], str]
@@ -42,6 +42,8 @@ _REFUSED = {
     "use_transformers_paged": "deprecated upstream; use `use_transformers_continuous_batching`",
     "vllm_importance_sampling_cap": "deprecated upstream; use `vllm_importance_sampling_clip_max`",
     "local_rank": "the launcher sets it",
+    "dataset_kwargs": "the section `data` prepares the rows",
+    "pad_token": "deprecated upstream; the tokenizer's own is used, or its end token",
     "fsdp": "choose FSDP with `accelerate launch --config_file accelerate_configs/fsdp2.yaml`",
     "fsdp_config": "choose FSDP with `accelerate launch --config_file accelerate_configs/fsdp2.yaml`",
 }
@@ -94,7 +96,7 @@ def check_fields(values: Mapping[str, Any], schema: str) -> list[Problem]:
 
     Args:
         values: the `training` section.
-        schema: `"grpo_config"` or `"training_arguments"`.
+        schema: `"grpo_config"`, `"sft_config"` or `"training_arguments"`.
 
     Returns:
         one `(path, message)` per problem, empty when every field is valid.
@@ -176,7 +178,7 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
 
     group, rows = get("num_generations"), get("per_device_train_batch_size")
     if group is None or group < 2:
-        report("num_generations", f"`num_generations` is {group}, but GRPO compares at least 2 completions per image")
+        report("num_generations", f"`num_generations` is {group}, but GRPO compares at least 2 completions per prompt")
     elif get("generation_batch_size") is not None and get("steps_per_generation") is not None:
         report("generation_batch_size", "excludes `steps_per_generation`: keep one of them")
     else:
@@ -202,14 +204,56 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
             "per_device_eval_batch_size",
             f"{eval_rows} rows x {world} process(es) do not divide into groups of {eval_group} evaluation completions",
         )
+    problems += _trainer_problems(get)
+    if get("use_vllm"):
+        problems += _vllm_problems(get, world)
+    if get("sync_ref_model") and not get("beta"):
+        report("sync_ref_model", "there is no reference model to synchronise when `beta` is 0")
+    if get("log_completions_hub_repo") and not get("log_completions"):
+        report("log_completions_hub_repo", "needs `log_completions: true`")
+    if get("remove_unused_columns"):
+        report("remove_unused_columns", "must stay false: the reward reads further columns of the data")
+    return problems
+
+
+def sft_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Combinations of fields of supervised fine-tuning that cannot run, or would train something else.
+
+    Args:
+        values: the `training` section; fields it does not name have the installed default.
+    """
+    given = usable_fields(values, "sft_config")
+
+    def get(name: str) -> Any:
+        return field_value(given, name, "sft_config")
+
+    problems = _trainer_problems(get)
+
+    def report(name: str, message: str) -> None:
+        problems.append(((name,), message))
+
+    if get("max_length") is not None and get("max_length") < 1:
+        report("max_length", f"`max_length` is {get('max_length')}, but must be at least 1, or null to cut nothing")
+    if get("packing") and get("max_length") is None:
+        report("packing", "needs `max_length`, the length of a packed row")
+    if str(get("eval_strategy")) != "no":
+        report("eval_strategy", "must stay no: answers are evaluated by the section `evaluation` (`every_steps`)")
+    return problems
+
+
+def _trainer_problems(get: Callable[[str], Any]) -> list[Problem]:
+    """Combinations of the fields that every trainer has."""
+    problems: list[Problem] = []
+
+    def report(name: str, message: str) -> None:
+        problems.append(((name,), message))
+
     if get("bf16") and get("fp16"):
         report("fp16", "`bf16` and `fp16` are both true; keep one (bf16 on Ampere and newer)")
     if get("bf16_full_eval") and get("fp16_full_eval"):
         report("fp16_full_eval", "`bf16_full_eval` and `fp16_full_eval` are both true; keep one")
     if get("use_cpu") and get("fp16"):
         report("fp16", "`fp16` needs a GPU, but `use_cpu` is true; leave both out or use `bf16`")
-    if get("use_vllm"):
-        problems += _vllm_problems(get, world)
     if get("max_steps") == 0 or get("max_steps") < -1:
         report("max_steps", f"`max_steps` is {get('max_steps')}, but must be positive, or -1 to train for epochs")
     for name in ("logging", "eval", "save"):
@@ -223,14 +267,10 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         report(
             "load_best_model_at_end", f"needs `eval_strategy` ({evaluate}) and `save_strategy` ({save}) to be equal"
         )
-    if str(get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy") and not eval_on:
+    if str(get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy") and str(evaluate) == "no":
         report("lr_scheduler_type", f"`{get('lr_scheduler_type')}` follows an evaluation, but `eval_strategy` is no")
     if get("dataloader_prefetch_factor") is not None and not get("dataloader_num_workers"):
         report("dataloader_prefetch_factor", "needs `dataloader_num_workers` of 1 or more")
-    if get("sync_ref_model") and not get("beta"):
-        report("sync_ref_model", "there is no reference model to synchronise when `beta` is 0")
-    if get("log_completions_hub_repo") and not get("log_completions"):
-        report("log_completions_hub_repo", "needs `log_completions: true`")
     resume = get("resume_from_checkpoint")
     if resume is not None and resume != "auto" and not os.path.isdir(resume):
         report(
@@ -240,8 +280,6 @@ def grpo_problems(values: Mapping[str, Any], processes: int | None = None) -> li
         )
     if resume is not None and get("save_only_model"):
         report("save_only_model", "leaves out what `resume_from_checkpoint` needs; remove one of them")
-    if get("remove_unused_columns"):
-        report("remove_unused_columns", "must stay false: the reward reads the MOS and dataset columns")
     return problems
 
 

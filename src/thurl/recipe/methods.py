@@ -27,6 +27,16 @@ METHODS: dict[str, Method] = {
         summary="image quality by reinforcement learning to rank (arXiv 2505.14460)",
         plan="thurl.recipe.visualquality_r1_plan:planned_run",
     ),
+    "coto_sft": Method(
+        recipe="thurl.recipe.coto_sft:CoToSFTRecipe",
+        run="thurl.recipe.coto_sft_run:run",
+        summary="supervised fine-tuning of a language model with CoTo or a plain adapter (arXiv 2506.05713)",
+    ),
+    "coto_grpo": Method(
+        recipe="thurl.recipe.coto_grpo:CoToGRPORecipe",
+        run="thurl.recipe.coto_grpo_run:run",
+        summary="GRPO on checkable answers with CoTo or a plain adapter; not in the paper",
+    ),
 }
 
 

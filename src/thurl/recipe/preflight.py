@@ -16,6 +16,7 @@ from typing import Any
 
 from thurl.errors import MissingRequirementError, UsageError
 from thurl.recipe.fields import field_value, process_count
+from thurl.recipe.sections import LabelsSource
 from thurl.recipe.validate import LoadedRecipe
 
 
@@ -69,7 +70,7 @@ def _model(model: Any) -> list[str]:
     name = model.name_or_path
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _folder_problems(folder)
+        return _folder_problems(folder, getattr(model, "needs_processor", True))
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local:
         return [f"model weights: folder {name} does not exist; point `model.name_or_path` to one, or use a Hub name"]
@@ -83,7 +84,7 @@ def _model(model: Any) -> list[str]:
     return [f"model weights: {name} is not on this machine ({lacking}) and {why}; {fetch}"] if why else []
 
 
-def _folder_problems(folder: Path) -> list[str]:
+def _folder_problems(folder: Path, processor: bool = True) -> list[str]:
     lacking = []
     if not (folder / "config.json").is_file():
         lacking.append("config.json")
@@ -93,7 +94,8 @@ def _folder_problems(folder: Path) -> list[str]:
             lacking.append("*.safetensors")
     else:
         lacking += [shard for shard in shards if not (folder / shard).is_file()]
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    wanted = ("preprocessor_config.json", "processor_config.json")
+    if processor and not any((folder / name).is_file() for name in wanted):
         lacking.append("preprocessor_config.json or processor_config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         lacking.append("tokenizer.json")
@@ -166,12 +168,12 @@ def _data(loaded: LoadedRecipe) -> list[str]:
     if loaded.missing:
         return [f"data: {line}" for line in loaded.missing]
     recipe = loaded.recipe
-    sources = [*recipe.data.train, *recipe.data.validation]
+    sources = [*recipe.data.train, *getattr(recipe.data, "validation", ())]
     if recipe.evaluation is not None:
         sources += recipe.evaluation.sources
     found: list[str] = []
     for source in sources:
-        if source.format in ("degraded_photos", "hub"):
+        if source.format == "hub" or not isinstance(source, LabelsSource):  # files of questions have been looked up
             continue
         try:
             from thurl.data.sources import load_source

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,6 +29,7 @@ __all__ = [
     "ReportSection",
     "RewardSection",
     "RolloutsSection",
+    "SFTFields",
     "SamplerSection",
     "Section",
     "Source",
@@ -139,6 +140,8 @@ class ModelSection(Section):
 class LabelsSource(Section):
     """One rated image set: a label file and a folder of pictures, read by `thurl.data.sources.load_source`."""
 
+    source_tag: ClassVar[str] = "<labels>"
+
     format: str
     labels: str = Field(min_length=1)
     images: str | None = None
@@ -179,6 +182,8 @@ class LabelsSource(Section):
 
 class DegradedPhotosSource(Section):
     """Generated images: crops of photographs, degraded (`thurl.rl.degraded_photos.write_degraded_photos`)."""
+
+    source_tag: ClassVar[str] = "<degraded_photos>"
 
     format: Literal["degraded_photos"]
     split: Literal["train", "validation", "held_out"]
@@ -401,6 +406,9 @@ def _known_fields(schema: str) -> Any:
 
 GRPOFields = Annotated[dict[str, Any], _known_fields("grpo_config")]
 """`training:` of a GRPO recipe: verbatim `trl.GRPOConfig` fields."""
+
+SFTFields = Annotated[dict[str, Any], _known_fields("sft_config")]
+"""`training:` of supervised fine-tuning: verbatim `trl.SFTConfig` fields."""
 
 TrainingFields = Annotated[dict[str, Any], _known_fields("training_arguments")]
 """`training:` of every other recipe: verbatim `transformers.TrainingArguments` fields."""

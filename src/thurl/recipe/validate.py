@@ -18,6 +18,7 @@ from thurl.recipe.document import Document, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
+from thurl.text.questions import QUESTION_FORMATS
 
 
 __all__ = ["LoadedRecipe", "load_recipe", "resolved"]
@@ -71,9 +72,14 @@ def resolved(recipe: BaseModel, *, defaults: bool = False) -> dict[str, Any]:
     """A recipe as plain data with every section's defaults filled in; `defaults` adds the trainer's as well."""
     data = recipe.model_dump(mode="json")
     if defaults:
-        fields = load_schema("grpo_config")["fields"]
+        fields = load_schema(_schema_of(type(recipe)))["fields"]
         data["training"] = {name: field["default"] for name, field in fields.items()} | data["training"]
     return data
+
+
+def _schema_of(recipe_class: Any) -> str:
+    """The trainer whose fields `training` holds."""
+    return getattr(recipe_class, "training_schema", "grpo_config")
 
 
 def _recipe_class(document: Document) -> tuple[Any, list[Problem]]:
@@ -111,10 +117,10 @@ def _validate_sections(recipe_class: Any, data: Mapping[str, Any]) -> tuple[dict
     """Validate each section alone, so that one broken section hides no problem of another."""
     sections: dict[str, Any] = {}
     problems: list[Problem] = []
-    fields = dict(recipe_class.model_fields)
+    fields, schema = dict(recipe_class.model_fields), _schema_of(recipe_class)
     for name in data:
         if name not in fields:
-            problems.append(((name,), _unknown_section(name, fields)))
+            problems.append(((name,), _unknown_section(name, fields, schema)))
     for name, field in fields.items():
         if name == "method":
             sections[name] = data.get(name)  # judged when the class was chosen
@@ -132,18 +138,18 @@ def _validate_sections(recipe_class: Any, data: Mapping[str, Any]) -> tuple[dict
         try:
             sections[name] = TypeAdapter(annotation).validate_python(data[name])
         except ValidationError as error:
-            problems += _translate(error, name, annotation, data[name])
+            problems += _translate(error, name, annotation, data[name], schema)
     return sections, problems
 
 
-def _unknown_section(name: str, fields: Mapping[str, Any]) -> str:
+def _unknown_section(name: str, fields: Mapping[str, Any], schema: str) -> str:
     hint = nearest(name, fields)
-    if not hint and name in load_schema("grpo_config")["fields"]:
+    if not hint and name in load_schema(schema)["fields"]:
         hint = f"; it belongs under `training:` (`training.{name}`)"
     return f"unknown section{hint or '; the sections are ' + ', '.join(fields)}"
 
 
-def _translate(error: ValidationError, section: str, annotation: Any, data: Any) -> list[Problem]:
+def _translate(error: ValidationError, section: str, annotation: Any, data: Any, schema: str) -> list[Problem]:
     """Pydantic's errors in our words, with paths that exist in the recipe."""
     merged: dict[tuple[str | int, ...], list[str]] = {}
     for item in error.errors(include_url=False):
@@ -159,7 +165,7 @@ def _translate(error: ValidationError, section: str, annotation: Any, data: Any)
                 text = f"required key `{key}` is missing"
             else:
                 owner = _model_at(annotation, item["loc"][:-1])
-                text = f"unknown key `{key}`{_key_hint(str(key), owner)}"
+                text = f"unknown key `{key}`{_key_hint(str(key), owner, schema)}"
         else:
             location = _existing(location, data)
             value = shown(item["input"])
@@ -191,10 +197,10 @@ def _choices(context: Mapping[str, Any]) -> list[str]:
     return [part.strip().strip("'") for part in str(context["expected"]).replace(" or ", ", ").split(",")]
 
 
-def _key_hint(key: str, owner: type[BaseModel] | None) -> str:
+def _key_hint(key: str, owner: type[BaseModel] | None, schema: str) -> str:
     names = list(owner.model_fields) if owner else []
     hint = nearest(key, names)
-    if not hint and key in load_schema("grpo_config")["fields"]:
+    if not hint and key in load_schema(schema)["fields"]:
         hint = f"; it belongs under `training:` (`training.{key}`)"
     return hint or (f"; the keys are {', '.join(names)}" if names else "")
 
@@ -228,10 +234,8 @@ def _model_at(annotation: Any, location: tuple[str | int, ...]) -> type[BaseMode
     return models[0] if models else None
 
 
-def _tag_of(model: type[BaseModel]) -> str:
-    from thurl.recipe.sections import DegradedPhotosSource
-
-    return "<degraded_photos>" if model is DegradedPhotosSource else "<labels>"
+def _tag_of(model: type[BaseModel]) -> str | None:
+    return getattr(model, "source_tag", None)
 
 
 def _models_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
@@ -289,6 +293,8 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
 def _file_keys(source_format: str) -> tuple[str, ...]:
     if source_format == "degraded_photos":
         return ("photos",)
+    if source_format in QUESTION_FORMATS:
+        return ("file",)
     known = LABEL_FORMATS.get(source_format)
     return ("labels", "images", "references") if known is None or known.is_file else ("images", "references")
 

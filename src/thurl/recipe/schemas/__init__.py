@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["SCHEMAS", "load_schema"]
 
-SCHEMAS = ("grpo_config", "training_arguments")
+SCHEMAS = ("grpo_config", "sft_config", "training_arguments")
 
 
 @functools.cache

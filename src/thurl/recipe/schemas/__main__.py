@@ -1,4 +1,4 @@
-"""Write `grpo_config.json` and `training_arguments.json` from the installed trl and transformers.
+"""Write `grpo_config.json`, `sft_config.json` and `training_arguments.json` from the installed trl and transformers.
 
 Run `python -m thurl.recipe.schemas` after raising either version; `--check` only compares and exits 1 on a difference.
 """
@@ -87,6 +87,10 @@ def build_schema(name: str) -> dict[str, Any]:
     """Field list of one installed configuration class (imports trl or transformers: several seconds)."""
     if name == "grpo_config":
         from trl import GRPOConfig as cls
+
+        packages = ("trl", "transformers")
+    elif name == "sft_config":
+        from trl import SFTConfig as cls
 
         packages = ("trl", "transformers")
     else:

@@ -1,0 +1,141 @@
+"""A run that is judged by its answers: start, evaluation, training, evaluation, control, results and report.
+
+Supervised fine-tuning and GRPO differ in the trainer only; text and pictures differ in the `Task` only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from thurl.recipe.answers_report import AnswersRun, write_report
+from thurl.recipe.answers_task import Evaluation, Task
+from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
+from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
+from thurl.training.timing import phase
+
+
+__all__ = ["AnswersCallback", "run_recipe", "train"]
+
+logger = logging.getLogger(__name__)
+
+Arguments = Callable[..., Any]
+Trainers = Callable[[Task, Any, Any, Any], Any]
+
+
+def run_recipe(
+    recipe: Any,
+    task: Task,
+    arguments: Arguments,
+    trainers: Trainers,
+    fields: dict[str, tuple[str, str]],
+    recipe_path: str,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train, evaluate and report; on every process.
+
+    Args:
+        recipe: with the sections `training`, `control`, `evaluation`, `report`.
+        task: data and evaluation.
+        arguments: makes the trainer's configuration of the recipe's `training`; keyword arguments win.
+        trainers: makes a trainer of a task, its configuration, a model and a tokenizer or processor.
+        fields: log entries that are printed, see `thurl.training.progress.ProgressLines`.
+
+    Returns:
+        the record of the run, as in the results file.
+    """
+    quiet_libraries()
+    field = recipe.training.get
+    prepare_deepspeed_on_cpu(field("deepspeed"), bool(field("use_cpu")), float(field("ddp_timeout", 1800)))
+    args = arguments()
+    started = time.perf_counter()
+    logger.info("%s", task.summary)
+    model_path = task.start(recipe_path, overrides)
+    start_seconds = time.perf_counter() - started
+    main = train(recipe, task, args, model_path, trainers, fields)
+    main.seconds.update(start=start_seconds, total=time.perf_counter() - started)
+    control = None
+    if recipe.control.shuffle_answers:
+        logger.info("Control: the same run with the answers of other questions, which must learn nothing")
+        # A checkpoint named for the run is not one of the control.
+        resume = "auto" if args.resume_from_checkpoint else None
+        folder = str(Path(args.output_dir) / "control")
+        control_args = arguments(output_dir=folder, push_to_hub=False, resume_from_checkpoint=resume)
+        control = train(
+            recipe, task.shuffled(recipe.control.seed), control_args, model_path, trainers, fields, name="control"
+        )
+    return write_report(recipe, args.seed, task, main, control, recipe_path, overrides)
+
+
+def train(
+    recipe: Any,
+    task: Task,
+    args: Any,
+    model_path: str,
+    trainers: Trainers,
+    fields: dict[str, tuple[str, str]],
+    name: str = "",
+) -> AnswersRun:
+    """One training run from the model at `model_path`, with evaluation before, during and after."""
+    set_seed(args.seed)  # a new adapter's weights are drawn below
+    model, processing_class = task.load(model_path, args)
+    trainer = trainers(task, args, model, processing_class)
+    quiet_trainer(trainer)
+    trainer.add_callback(ProgressLines(fields, f"{name}: " if name else ""))
+    section, watch = recipe.evaluation, None
+    if section is not None and section.every_steps:
+        watch = AnswersCallback(trainer, task, section.every_steps, Path(args.output_dir) / "answers.jsonl")
+        trainer.add_callback(watch)
+    clock = time.perf_counter()
+    before = None
+    if section is not None and section.before and not name:
+        before = task.evaluate(trainer.model, processing_class)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    saved = time.perf_counter()
+    trainer.save_model()
+    hub = recipe.hub
+    trainer.create_model_card(
+        model_name=Path(args.output_dir).name, dataset_name=", ".join(hub.datasets) or None, tags=list(hub.tags)
+    )
+    after = task.evaluate(trainer.model, processing_class) if section is not None and section.after else None
+    seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    history = watch.history if watch else []
+    return AnswersRun(list(trainer.state.log_history), history, before, after, seconds, trainer.timing)
+
+
+class AnswersCallback(TrainerCallback):
+    """Evaluates every so many steps and at the end, and writes `{"step", "accuracy", "unparsed", ...}` lines.
+
+    All adapters are on: the model is in evaluation mode.
+    """
+
+    def __init__(self, trainer: Any, task: Task, every: int, path: Path) -> None:
+        self.trainer, self.task, self.every, self.path = trainer, task, every, path
+        self.history: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        with phase("evaluation"):
+            found: Evaluation | None = self.task.evaluate(
+                self.trainer.model, self.trainer.processing_class, watch=True
+            )
+        if found is None:
+            return
+        entry = {"step": state.global_step, **found.mean}
+        self.history.append(entry)
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            numbers = ", ".join(f"{key} {value:.3f}" for key, value in found.mean.items() if key != "n")
+            logger.info("Answers after step %d: %s", state.global_step, numbers)
