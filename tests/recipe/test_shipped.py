@@ -40,11 +40,11 @@ def test_every_value_of_a_paper_recipe_names_its_source(path):
     """Every line with a value has a source, apart from what is no choice: names, paths, hub and report."""
     text = path.read_text()
     body = text[text.index("\nmodel:") : text.index("\nhub:")]
-    free = {"labels", "images", "format", "obtain", "output_dir", "dataset", "split", "revision"}
+    free = {"labels", "images", "format", "obtain", "output_dir", "dataset", "split", "revision", "file", "task"}
     for line in body.splitlines():
         key = re.match(r"\s+-?\s*(\w+): \S", line)
         if key and key[1] not in free:
-            assert re.search(r"# .*\[(paper|code|ours|Q-Insight|paper, code)\]", line), line
+            assert re.search(r"# .*\[(paper|code|ours|Q-Insight|paper, code|secondary|inferred)\]", line), line
 
 
 def test_the_paper_recipe_is_the_papers_run():

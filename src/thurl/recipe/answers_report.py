@@ -113,7 +113,12 @@ def table(main: AnswersRun, control: AnswersRun | None) -> list[list[str]]:
         return []
     moments = [("before", main.before), ("after", main.after), ("control", control.after if control else None)]
     shown = [(name, found) for name, found in moments if found is not None]
-    metrics = [metric for metric in main.after.mean if metric != "n"]
+    # Where every reply could be read, a column of zeros says nothing.
+    metrics = [
+        metric
+        for metric in main.after.mean
+        if metric != "n" and (metric != "unparsed" or any(found.mean[metric] for _, found in shown))
+    ]
     columns = [(metric, moment, found) for metric in metrics for moment, found in shown]
     head = ["task", "n", *(f"{metric} {moment}" for metric, moment, _ in columns)]
     rows = [

@@ -18,12 +18,15 @@ from thurl.recipe.answers_report import AnswersRun, write_report
 from thurl.recipe.answers_task import Evaluation, Task
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
+from thurl.training.results import write_atomically
 from thurl.training.timing import phase
 
 
 __all__ = ["AnswersCallback", "run_recipe", "train"]
 
 logger = logging.getLogger(__name__)
+
+_ENTRY = "answered/"
 
 Arguments = Callable[..., Any]
 Trainers = Callable[[Task, Any, Any, Any], Any]
@@ -90,7 +93,8 @@ def train(
     trainer.add_callback(ProgressLines(fields, f"{name}: " if name else ""))
     section, watch = recipe.evaluation, None
     if section is not None and section.every_steps:
-        watch = AnswersCallback(trainer, task, section.every_steps, Path(args.output_dir) / "answers.jsonl")
+        path = Path(args.output_dir) / "answers.jsonl"
+        watch = AnswersCallback(trainer, task, section.every_steps, path, f"{name}: " if name else "")
         trainer.add_callback(watch)
     clock = time.perf_counter()
     before = None
@@ -113,14 +117,26 @@ def train(
 
 
 class AnswersCallback(TrainerCallback):
-    """Evaluates every so many steps and at the end, and writes `{"step", "accuracy", "unparsed", ...}` lines.
+    """Evaluates every so many steps and at the end; leaves `step`, `answered/<metric>` in the trainer's log history.
 
     All adapters are on: the model is in evaluation mode.
+
+    Args:
+        path: JSON Lines file of the entries, written anew with each of them by the main process.
+        prefix: put in front of the printed lines.
     """
 
-    def __init__(self, trainer: Any, task: Task, every: int, path: Path) -> None:
-        self.trainer, self.task, self.every, self.path = trainer, task, every, path
-        self.history: list[dict[str, float]] = []
+    def __init__(self, trainer: Any, task: Task, every: int, path: Path, prefix: str = "") -> None:
+        self.trainer, self.task, self.every, self.path, self.prefix = trainer, task, every, path, prefix
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The entries without their prefix; those before a resumed checkpoint are among them."""
+        return [
+            {key.removeprefix(_ENTRY): value for key, value in entry.items() if key == "step" or _ENTRY in key}
+            for entry in self.trainer.state.log_history
+            if "loss" not in entry and any(key.startswith(_ENTRY) for key in entry)
+        ]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every and state.global_step != state.max_steps:
@@ -131,11 +147,10 @@ class AnswersCallback(TrainerCallback):
             )
         if found is None:
             return
-        entry = {"step": state.global_step, **found.mean}
-        self.history.append(entry)
+        state.log_history.append(
+            {"step": state.global_step, **{_ENTRY + key: value for key, value in found.mean.items()}}
+        )
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in self.history))
             numbers = ", ".join(f"{key} {value:.3f}" for key, value in found.mean.items() if key != "n")
-            logger.info("Answers after step %d: %s", state.global_step, numbers)
+            logger.info("%safter step %d: %s", self.prefix, state.global_step, numbers)
