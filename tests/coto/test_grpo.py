@@ -12,7 +12,7 @@ from PIL import Image
 from trl import GRPOConfig, GRPOTrainer
 
 from thurl.coto import CoToCallback, CoToConfig, CoToGRPOMixin
-from thurl.coto.grpo import generation_period
+from thurl.coto.schedule import generation_period
 from thurl.data.records import RatedImage
 from thurl.errors import UsageError
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset

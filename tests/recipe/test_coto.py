@@ -121,3 +121,27 @@ def test_no_heavy_import():
     heavy = "{'torch', 'peft', 'transformers'}"
     code = f"import sys, thurl.recipe.coto as c; c.CoToSection().config(); assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("hold", "old", "training", "path", "message"),
+    [
+        (3, None, {"num_iterations": 2}, ("coto", "hold"), "used for 2 optimizer steps"),
+        (1, None, {"steps_per_generation": 3, "gradient_accumulation_steps": 2}, None, "ends inside"),
+        (
+            *(5, "masked_old", {"generation_batch_size": 96, "per_device_train_batch_size": 24}),
+            *(("coto", "hold"), "used for 4 optimizer steps"),
+        ),
+        (3, "full_old", {"num_iterations": 2}, None, None),
+        (4, None, {"num_iterations": 2}, None, None),
+    ],
+)
+def test_a_mask_lives_as_long_as_its_completions(hold, old, training, path, message):
+    coto = CoToSection(hold=hold, old_logprobs=old)
+    sections = {"coto": coto, "adapter": AdapterSection(), "training": training}
+    found = coto_problems(sections, "grpo_config", processes=1, grpo=True)
+    if message is None:
+        assert not found
+    else:
+        ((where, text),) = found
+        assert message in text and where == (path or ("training", "gradient_accumulation_steps"))

@@ -138,6 +138,15 @@ rewards: {}
             },
             "`adapter` is for `lora` and `rslora`, not `dora`",
         ),
+        ({"coto": {}}, "coto: switches adapters and needs the section `adapter`"),
+        (
+            {"coto": {}, "adapter": {}, "training": GOOD["training"] | {"ddp_find_unused_parameters": False}},
+            "training.ddp_find_unused_parameters: is false",
+        ),
+        (
+            {"adapter": {"exclude_vision": False}, "model": {"name_or_path": "x", "freeze": ["vision"]}},
+            "says that the tower is not trained",
+        ),
         ({"evaluation": {"every_steps": 5}}, "add `data.validation`"),
         ({"evaluation": {"n_samples": 4, "mode": "expected"}}, "all equal"),
         ({"evaluation": {"temperature": float("inf")}}, "finite"),

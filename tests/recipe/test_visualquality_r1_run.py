@@ -165,7 +165,7 @@ def test_prefix_sharing_reaches_the_trainer(monkeypatch, tmp_path, override, mod
         raise Reached(prefix_sharing)
 
     monkeypatch.setattr(visualquality_r1_run, "load_model", lambda *args: (None, None))
-    monkeypatch.setattr(visualquality_r1_run, "RankGRPOTrainer", trainer)
+    monkeypatch.setattr(visualquality_r1_run, "rank_trainer", lambda section: trainer)
     recipe = _recipe("tiny/visualquality_r1.yaml", f"training.output_dir={tmp_path}", *override)
     study = SimpleNamespace(train=[RatedImage("a.png", 1.0)])
     with pytest.raises(Reached, match=f"^{mode}$"):

@@ -26,10 +26,11 @@ import torch
 
 from thurl.coto.callback import CoToCallback
 from thurl.coto.config import CoToConfig
+from thurl.coto.schedule import generation_period
 from thurl.errors import UsageError
 
 
-__all__ = ["CoToGRPOMixin", "OldLogProbs", "generation_period"]
+__all__ = ["CoToGRPOMixin", "OldLogProbs"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,6 @@ _MODEL_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
     "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
 )  # fmt: skip
-
-
-def generation_period(steps_per_generation: int, num_iterations: int, accumulation: int) -> int | None:
-    """Optimizer steps that one batch of completions is used for; None if it ends in the middle of one."""
-    micro_batches = steps_per_generation * num_iterations
-    if micro_batches % accumulation == 0:
-        return micro_batches // accumulation
-    return 1 if accumulation % micro_batches == 0 else None
 
 
 class CoToGRPOMixin:
@@ -102,11 +95,15 @@ class CoToGRPOMixin:
             if self._coto_mode == "detach":
                 output.pop("old_per_token_logps", None)
             elif self._coto_mode == "full_old" and "old_per_token_logps" not in output:
-                output["old_per_token_logps"] = self._coto_old_logps(output)
+                output["old_per_token_logps"] = self.whole_policy_logps(output)
         return output
 
-    def _coto_old_logps(self, output: dict[str, Any]) -> torch.Tensor:
-        """Log-probabilities (B, C), in nats, of the completion tokens under all adapters."""
+    def whole_policy_logps(self, output: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities (B, C), in nats, of the completion tokens under all adapters.
+
+        Args:
+            output: as `_generate_and_score_completions` gives it.
+        """
         with torch.no_grad(), self._coto_whole():
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from thurl.errors import UsageError
 
 
-__all__ = ["Schedule", "activation_probability", "mean_activation_probability", "stage1_end"]
+__all__ = ["Schedule", "activation_probability", "generation_period", "mean_activation_probability", "stage1_end"]
 
 Schedule = Literal["linear", "sine", "exponential", "constant"]
 
@@ -91,6 +91,14 @@ def mean_activation_probability(
         for step in range(total_steps)
     )
     return math.fsum(values) / total_steps
+
+
+def generation_period(steps_per_generation: int, num_iterations: int, accumulation: int) -> int | None:
+    """Optimizer steps that one batch of completions is used for; None if it ends in the middle of one."""
+    micro_batches = steps_per_generation * num_iterations
+    if micro_batches % accumulation == 0:
+        return micro_batches // accumulation
+    return 1 if accumulation % micro_batches == 0 else None
 
 
 def _clamp(p: float) -> float:

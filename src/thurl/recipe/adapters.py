@@ -7,7 +7,8 @@ Field names and what a kind lacks: PEFT 0.21 (tests/recipe/test_adapters.py comp
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +19,7 @@ from thurl.recipe.sections import Section
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["AdapterKind", "AdapterSection", "peft_config"]
+__all__ = ["AdapterKind", "AdapterSection", "adapter_problems", "peft_config"]
 
 AdapterKind = Literal["lora", "rslora", "dora", "pissa", "hira", "vera", "loha", "lokr"]
 
@@ -78,6 +79,23 @@ class AdapterSection(Section):
     def targets(self) -> tuple[str, ...]:
         """`target_modules` as a tuple, also of the one pattern."""
         return (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+
+
+def adapter_problems(sections: Mapping[str, Any]) -> list[Problem]:
+    """Adapters against `model.freeze`: frozen parts have none, and something must be left to train.
+
+    Args:
+        sections: of the recipe, by name; those that are wrong alone are missing.
+    """
+    adapter, model = sections.get("adapter"), sections.get("model")
+    if adapter is None or model is None:
+        return []
+    where = ("adapter", "exclude_vision")
+    if "language" in model.freeze and adapter.exclude_vision:
+        return [(where, "with `model.freeze: [language]` this leaves nothing to train")]
+    if "vision" in model.freeze and not adapter.exclude_vision:
+        return [(where, "is false, but `model.freeze: [vision]` says that the tower is not trained; change one")]
+    return []
 
 
 def peft_config(section: AdapterSection, *, vision: bool = True) -> PeftConfig:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from thurl.coto.config import CoToConfig
+from thurl.coto.schedule import generation_period
 from thurl.recipe.fields import Problem, field_value, process_count, usable_fields
 from thurl.recipe.sections import Section
 
@@ -81,6 +82,8 @@ def coto_problems(
     if not isinstance(training, dict):
         return found
     training = usable_fields(training, schema)
+    if grpo and coto.old_logprobs in (None, "masked_old"):
+        found += _hold_problems(coto.hold, training, processes or process_count())
     if training.get("deepspeed") or _launcher_shards():
         return found
     # The same rules as in `thurl.coto.callback`, before anything is loaded.
@@ -105,6 +108,26 @@ def coto_problems(
             )
         )
     return found
+
+
+def _hold_problems(hold: int, training: dict[str, Any], world: int) -> list[Problem]:
+    """A mask that changes while its completions are in use, as `thurl.coto.CoToGRPOMixin` refuses it."""
+    accumulation, iterations, rows = (
+        field_value(training, name)
+        for name in ("gradient_accumulation_steps", "num_iterations", "per_device_train_batch_size")
+    )
+    steps = field_value(training, "steps_per_generation") or accumulation
+    if field_value(training, "generation_batch_size"):
+        steps = max(1, field_value(training, "generation_batch_size") // (rows * world))
+    period = generation_period(steps, iterations, accumulation)
+    numbers = f"{steps} steps per generation x {iterations} iterations, {accumulation} accumulated"
+    if period is None:
+        message = f"a batch of completions ends inside an optimizer step ({numbers}); take a multiple, or set "
+        return [(("training", "gradient_accumulation_steps"), message + "`coto.old_logprobs: full_old`")]
+    if hold > 1 and hold % period:
+        message = f"is {hold}, but completions are used for {period} optimizer steps ({numbers}); take a multiple"
+        return [(("coto", "hold"), message)]
+    return []
 
 
 def _launcher_shards() -> bool:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from thurl.recipe.adapters import AdapterSection
+from thurl.recipe.adapters import AdapterSection, adapter_problems
+from thurl.recipe.coto import CoToSection, coto_problems
 from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count, usable_fields
 from thurl.recipe.sections import (
     ControlSection,
@@ -42,6 +43,7 @@ class VisualQualityR1Recipe(Section):
     sampler: SamplerSection = SamplerSection()
     rollouts: RolloutsSection = RolloutsSection()
     adapter: AdapterSection | None = None
+    coto: CoToSection | None = None
     warm_start: WarmStartSection | None = None
     evaluation: EvaluationSection | None = None
     control: ControlSection = ControlSection()
@@ -64,6 +66,7 @@ class VisualQualityR1Recipe(Section):
         if reward is not None and reward.kind == "threshold" and reward.out_of_range == "official":
             found.append((("reward", "out_of_range"), "`official` is a rule for comparisons; use `invalid` or `clip`"))
         found += _adapter_problems(sections, training)
+        found += coto_problems(sections, "grpo_config", processes=processes, grpo=True)
         data = sections.get("data")
         if evaluation is not None and evaluation.every_steps and data is not None and not data.validation:
             found.append(
@@ -91,15 +94,13 @@ def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:
 
 def _adapter_problems(sections: Mapping[str, Any], training: dict[str, Any]) -> list[Problem]:
     """What an adapter excludes in this method."""
-    adapter, model, rollouts = (sections.get(name) for name in ("adapter", "model", "rollouts"))
+    adapter, rollouts = sections.get("adapter"), sections.get("rollouts")
     if adapter is None:
         return []
-    found: list[Problem] = []
+    found = adapter_problems(sections)
     if any("lm_head" in target or "embed_tokens" in target for target in adapter.targets()):
         message = "adapters on `lm_head` or `embed_tokens` are refused by TRL's GRPO trainer"
         found.append((("adapter", "target_modules"), message))
-    if model is not None and "language" in model.freeze and adapter.exclude_vision:
-        found.append((("adapter", "exclude_vision"), "with `model.freeze: [language]` this leaves nothing to train"))
     beta = field_value(training, "beta")
     if adapter.kind == "pissa" and beta:
         # PiSSA takes the adapter's start out of the base weights, and TRL's reference is the model without adapter.

@@ -80,6 +80,8 @@ def planned_run(
     targets = () if adapter is None else _targets(adapter.target_modules)
     if adapter is not None and adapter.kind not in ("lora", "rslora", "pissa"):
         assumptions.append(f"`adapter.kind: {adapter.kind}` counts as a LoRA of its rank")
+    if recipe.coto is not None:
+        assumptions.append("`coto`: all adapters on, as in the last part of the run; earlier steps need less")
     run = RunShape(
         gpus=gpus,
         zero=stage,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe
     from thurl.recipe.visualquality_r1_data import Study
 
-__all__ = ["TrainedRun", "run_record", "table_rows", "write_report"]
+__all__ = ["Story", "TrainedRun", "run_record", "table_rows", "write_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,15 @@ class TrainedRun:
     timing: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Story:
+    """Words of the page that depend on how the model was trained: title, how it was taught, the curve to show."""
+
+    title: str = "VisualQuality-R1: learning to rank picture quality"
+    taught: str = "by comparison alone (GRPO with Thurstone fidelity rewards)"
+    curve: tuple[str, str] = ("Reward", "reward")
+
+
 def write_report(
     recipe: VisualQualityR1Recipe,
     seed: int,
@@ -53,6 +62,7 @@ def write_report(
     control: TrainedRun | None,
     recipe_path: str,
     overrides: Sequence[str] = (),
+    story: Story | None = None,
 ) -> dict[str, Any]:
     """Write what the recipe's `report` section asks for and print the table; only the main process does.
 
@@ -74,7 +84,7 @@ def write_report(
             settings=jsonable(main.after["settings"]) if main.after else None,
         )
     if section.html and main.after:
-        _write_html(Path(section.html), recipe, study, main, control, rows, record, section.examples)
+        _write_html(Path(section.html), recipe, study, main, control, rows, record, story or Story())
     if rows:
         _print_table(rows, record)
     for name, path in (("Report", section.html if main.after else None), ("Results", section.results)):
@@ -154,8 +164,9 @@ def _write_html(
     control: TrainedRun | None,
     rows: Sequence[QualityRow],
     record: Mapping[str, Any],
-    examples: int,
+    story: Story,
 ) -> None:
+    examples = recipe.report.examples
     judgements = [
         Judgement(
             predicted=entry["score"] if entry["ok"] else math.nan,
@@ -170,15 +181,15 @@ def _write_html(
         (i for i, judgement in enumerate(judgements) if math.isfinite(judgement.predicted)),
         key=lambda i: judgements[i].predicted,
     )
+    heading, key = story.curve
     curves = {
-        "Reward": _lines(main, control, lambda run: [(e["step"], e["reward"]) for e in run.log if "reward" in e]),
+        heading: _lines(main, control, lambda run: [(e["step"], e[key]) for e in run.log if key in e]),
         "Validation SRCC": _lines(main, control, lambda run: [(e["step"], e["eval_srcc"]) for e in run.validation]),
     }
-    training = recipe.training
     after = record["srcc_after"]
     summary = (
-        f"{len(study.train)} pictures of {len({r.dataset for r in study.train})} rated sets taught the model by "
-        f"comparison alone (GRPO with Thurstone fidelity rewards); {len(study.test)} others test it."
+        f"{len(study.train)} pictures of {len({r.dataset for r in study.train})} rated sets taught the model "
+        f"{story.taught}; {len(study.test)} others test it."
     )
     facts = [("SRCC after", _text(after)), ("SRCC before", _text(record["srcc_before"]))]
     facts += [("SRCC control", _text(record["srcc_control"]))] if control else []
@@ -186,8 +197,7 @@ def _write_html(
     notes = [
         f"Scores: {main.after['settings']['mode']} mode, {main.after['settings'].get('n_samples', 1)} answers per "
         "picture, mean of those that hold a score.",
-        f"Training: {len(main.log) and main.log[-1].get('step')} steps, {training.get('num_generations')} completions "
-        f"per picture, learning rate {training.get('learning_rate')}, KL coefficient {training.get('beta')}.",
+        f"Training: {len(main.log) and main.log[-1].get('step')} steps, {_settings(recipe)}.",
     ]
     if recipe.model.tiny is not None:
         notes.append(
@@ -198,7 +208,7 @@ def _write_html(
         notes.append("Control: the same run with the ratings shuffled inside each set; it must not learn the order.")
     write_quality_report(
         path,
-        title="VisualQuality-R1: learning to rank picture quality",
+        title=story.title,
         summary=summary,
         curves=curves,
         scatter=judgements,
@@ -212,6 +222,20 @@ def _write_html(
         notes=notes,
         timing=phase_rows(main.timing["seconds"], main.timing["steps"]) if main.timing else (),
     )
+
+
+def _settings(recipe: VisualQualityR1Recipe) -> str:
+    """The numbers of a training run that a reader asks for first."""
+    training, adapter, coto = recipe.training, recipe.adapter, recipe.coto
+    words = [f"learning rate {training.get('learning_rate')}"]
+    if "num_generations" in training:
+        words.insert(0, f"{training['num_generations']} completions per picture")
+        words.append(f"KL coefficient {training.get('beta')}")
+    if adapter is not None:
+        words.append(f"{adapter.kind} adapter of rank {adapter.r}")
+    if coto is not None:
+        words.append(f"CoTo with p from {coto.initial_p:g} to {coto.final_p:g} over {coto.stage1_ratio:.0%} of them")
+    return ", ".join(words)
 
 
 def _largest_errors(judgements: Sequence[Judgement], order: Sequence[int], count: int) -> list[int]:

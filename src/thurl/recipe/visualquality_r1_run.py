@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from thurl.errors import ThurlError
 from thurl.recipe.adapters import peft_config
 from thurl.recipe.plan import warn_before_start
 from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe, prompt_preset
+from thurl.recipe.visualquality_r1_coto import rank_trainer
 from thurl.recipe.visualquality_r1_data import Study, fingerprint, load_study
-from thurl.recipe.visualquality_r1_report import TrainedRun, write_report
+from thurl.recipe.visualquality_r1_report import Story, TrainedRun, write_report
 from thurl.rl.dataset import build_rank_dataset, shuffle_mos
 from thurl.rl.decoding import Decoding
 from thurl.rl.eval_callback import QualityEvalCallback
@@ -38,7 +39,7 @@ from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 
 
-__all__ = ["run", "starting_point", "train"]
+__all__ = ["Way", "run", "run_way", "starting_point", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,22 @@ _LOG_FIELDS = {
     "rank/parse_rate": ("parsed", ".0%"),
     "rank/batch_srcc": ("batch SRCC", ".2f"),
     "kl": ("KL", ".3f"),
+    "coto/p": ("p", ".2f"),
 }
+
+
+@dataclass(frozen=True)
+class Way:
+    """What GRPO and supervised fine-tuning on rated pictures do not share.
+
+    `arguments` makes the trainer's configuration of a recipe (keyword arguments win), `trainer` the trainer of recipe,
+    configuration, study, model, processor and prompt. `log_fields`: what is printed while it trains.
+    """
+
+    arguments: Callable[..., Any]
+    trainer: Callable[..., Any]
+    log_fields: dict[str, tuple[str, str]]
+    story: Story = Story()
 
 
 def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -63,10 +79,15 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
         ThurlError: data, model or settings that cannot be used; see the modules called.
         StoppedError: SIGTERM came while it trained; the checkpoint is written.
     """
+    return run_way(GRPO, recipe, recipe_path, overrides)
+
+
+def run_way(way: Way, recipe: Any, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`run`, for a recipe with the sections of VisualQuality-R1 and its own way of training."""
     quiet_libraries()
     field = recipe.training.get
     prepare_deepspeed_on_cpu(field("deepspeed"), bool(field("use_cpu")), float(field("ddp_timeout", 1800)))
-    args = training_arguments(recipe)
+    args = way.arguments(recipe)
     folder = Path(args.output_dir)
     if PartialState().is_main_process:
         warn_before_start(recipe)
@@ -74,7 +95,7 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
     study = load_study(recipe, folder)
     model_path = starting_point(recipe, study.train, folder, recipe_path, overrides)
     start_seconds = time.perf_counter() - started
-    main = train(recipe, args, study, model_path)
+    main = train(recipe, args, study, model_path, way=way)
     main.seconds.update(start=start_seconds, total=time.perf_counter() - started)
     control = None
     if recipe.control.shuffle_mos:
@@ -82,11 +103,11 @@ def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[
         shuffled = replace(study, train=shuffle_mos(study.train, recipe.control.seed))
         # A checkpoint named for the run is not one of the control.
         resume = "auto" if args.resume_from_checkpoint else None
-        control_args = training_arguments(
+        control_args = way.arguments(
             recipe, output_dir=str(folder / "control"), push_to_hub=False, resume_from_checkpoint=resume
         )
-        control = train(recipe, control_args, shuffled, model_path, name="control")
-    return write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
+        control = train(recipe, control_args, shuffled, model_path, name="control", way=way)
+    return write_report(recipe, args.seed, study, main, control, recipe_path, overrides, way.story)
 
 
 def training_arguments(recipe: VisualQualityR1Recipe, **changes: Any) -> RankGRPOConfig:
@@ -100,14 +121,11 @@ def training_arguments(recipe: VisualQualityR1Recipe, **changes: Any) -> RankGRP
     )
 
 
-def train(
-    recipe: VisualQualityR1Recipe, args: RankGRPOConfig, study: Study, model_path: str, name: str = ""
-) -> TrainedRun:
-    """One GRPO run from the model at `model_path`, with evaluation before, during and after."""
-    preset = prompt_preset(recipe)
-    set_seed(args.seed)  # a new adapter's weights are drawn below
-    model, processor = load_model(recipe, args, model_path)
-    trainer = RankGRPOTrainer(
+def rank_grpo_trainer(
+    recipe: VisualQualityR1Recipe, args: RankGRPOConfig, study: Study, model: Any, processor: Any, preset: PromptPreset
+) -> RankGRPOTrainer:
+    """The trainer of the recipe, with CoTo where it has that section."""
+    return rank_trainer(recipe.coto)(
         model,
         reward_funcs=reward_functions(recipe),
         args=args,
@@ -120,8 +138,19 @@ def train(
         prefix_sharing=recipe.model.prefix_sharing,
         rollouts=RolloutOptions(**recipe.rollouts.model_dump()),
     )
+
+
+GRPO = Way(training_arguments, rank_grpo_trainer, _LOG_FIELDS)
+
+
+def train(recipe: Any, args: Any, study: Study, model_path: str, name: str = "", way: Way = GRPO) -> TrainedRun:
+    """One run from the model at `model_path`, with evaluation before, during and after."""
+    preset = prompt_preset(recipe)
+    set_seed(args.seed)  # a new adapter's weights are drawn below
+    model, processor = load_model(recipe, args, model_path)
+    trainer = way.trainer(recipe, args, study, model, processor, preset)
     quiet_trainer(trainer)
-    trainer.add_callback(ProgressLines(_LOG_FIELDS, f"{name}: " if name else ""))
+    trainer.add_callback(ProgressLines(way.log_fields, f"{name}: " if name else ""))
     trainer.add_callback(SaveBeside(lambda folder: save_prompt(folder, preset)))
     section = recipe.evaluation
     watch = None
@@ -141,7 +170,7 @@ def train(
         save_prompt(args.output_dir, preset)
     after = test.evaluate(trainer.model) if test and section.after else None
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
-    if trainer.weight_sync is not None:
+    if getattr(trainer, "weight_sync", None) is not None:
         trainer.weight_sync.close()  # the control run builds an engine of its own
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -268,7 +297,7 @@ def load_model(recipe: VisualQualityR1Recipe, args: RankGRPOConfig, model_path: 
     if recipe.adapter is None and not args.deepspeed and (args.bf16 or args.fp16) and dtype in ("auto", "bfloat16"):
         logger.info("model.dtype %s: float32 weights, computed in lower precision (no DeepSpeed, no adapter)", dtype)
         dtype = "float32"
-    if section.revision:
+    if section.revision and hasattr(args, "beta"):
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": section.revision}  # of the reference
     model, processor = load_vision_language_model(
         model_path,

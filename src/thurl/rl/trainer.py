@@ -313,11 +313,16 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
             check_image_markers(outputs, self._image_pad_token_id)
             self._markers_checked = True
         if self._rollouts_checked < ROLLOUT_CHECKS:
-            difference = self._metrics["train"].get("sampling/sampling_logp_difference/mean")
-            if difference:
-                check_rollout(difference[-1])
+            difference = self._rollout_difference(outputs)
+            if difference is not None:
+                check_rollout(difference)
                 self._rollouts_checked += 1
         return outputs
+
+    def _rollout_difference(self, outputs: dict[str, Any]) -> float | None:
+        """What `check_rollout` judges, in nats; None where vLLM gave no log-probabilities."""
+        differences = self._metrics["train"].get("sampling/sampling_logp_difference/mean")
+        return differences[-1] if differences else None
 
 
 def check_rollout(difference: float) -> None:
