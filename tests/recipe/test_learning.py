@@ -34,3 +34,36 @@ def test_the_tiny_model_learns_to_rank_from_comparisons_alone(tmp_path):
     # A policy that gives every picture the same score has no correlation, which is what a control should come to.
     assert record["srcc_control"] is None or abs(record["srcc_control"]) < 0.3, where
     assert record["parse_rate_after"] > 0.95, where
+
+
+def tiny_run(tmp_path, name, *overrides):
+    seed = secrets.randbelow(10**6)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "tiny" / f"{name}.yaml"), f"training.seed={seed}"]
+        + [f"coto.seed={seed}", f"control.seed={seed}", "training.output_dir=out"]
+        + ["report.results=results.json", "report.html=report.html", *overrides],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, seed
+    return json.loads((tmp_path / "results.json").read_text())["runs"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_tiny_language_model_learns_new_commands_with_coto(tmp_path, architecture):
+    """Bar: exact answers below 0.1 before, at least 0.9 after, below 0.1 with shuffled answers."""
+    record = tiny_run(tmp_path, "coto_llm", f"model.tiny.architecture={architecture}")
+    assert record["accuracy_before"] < 0.1, record
+    assert record["accuracy_after"] >= 0.9, record
+    assert record["accuracy_control"] < 0.1, record
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_tiny_language_model_gets_better_by_grpo_with_coto(tmp_path):
+    """Bar: 0.1 more exact answers than at the start, and shuffled answers no more than 0.05."""
+    record = tiny_run(tmp_path, "coto_llm_grpo")
+    assert 0.1 < record["accuracy_before"] < 0.85, record
+    assert record["accuracy_after"] >= record["accuracy_before"] + 0.1, record
+    assert record["accuracy_control"] <= record["accuracy_before"] + 0.05, record

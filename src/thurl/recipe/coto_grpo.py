@@ -51,6 +51,11 @@ class CoToGRPORecipe(Section):
         if isinstance(training, dict):
             found += [(("training", *path), message) for path, message in grpo_problems(training, processes)]
             found += coto_problems(sections, cls.training_schema, processes=processes, grpo=True)
+            beta, adapter = training.get("beta"), sections.get("adapter")
+            if adapter is not None and adapter.kind == "pissa" and beta:
+                # PiSSA takes the adapter's start out of the base weights, and the reference is these alone.
+                message = f"`pissa` changes the base weights, to which `training.beta` {beta} would pull; set it to 0"
+                found.append((("adapter", "kind"), message))
             if training.get("eval_strategy", "no") != "no":
                 message = "must stay no: answers are evaluated by the section `evaluation` (`every_steps`)"
                 found.append((("training", "eval_strategy"), message))

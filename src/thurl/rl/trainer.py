@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
@@ -33,7 +32,7 @@ from thurl.rl.timed_rollouts import TimedRollouts, timed_log_probs
 from thurl.rl.vllm_engine import WeightSync, built_with, plan_engine
 from thurl.rl.vllm_prompts import wrap_colocate_generation
 from thurl.rl.vllm_server import guard_server, serve_command, server_url, wait_for_server
-from thurl.training.exact_resume import ExactResumeTrainer
+from thurl.training.resumable_trl import ResumableGRPO
 
 
 __all__ = ["RankGRPOConfig", "RankGRPOTrainer", "freeze_parameters"]
@@ -102,7 +101,7 @@ def freeze_parameters(model: torch.nn.Module, parts: Sequence[Literal["vision", 
     return frozen
 
 
-class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
+class RankGRPOTrainer(TimedRollouts, ResumableGRPO, GRPOTrainer):
     """`trl.GRPOTrainer` for learning to rank images, which resumes exactly (`thurl.training.exact_resume`).
 
     Logs where the time of a step goes (`timing/*`, `thurl.rl.timed_rollouts`).
@@ -113,8 +112,7 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
     - `_generate_and_score_completions`: pictures are preprocessed once for all their completions; a check of the first
       batch's image markers (TRL issue 5785), and of vLLM's log-probabilities against the trainer's in the first ones;
     - `_get_per_token_logps_and_entropies`, `_prepare_inputs`: with prefix sharing, packed rows and whole groups.
-    Saved in checkpoints: `_step` and `_buffered_inputs` (completions are used for several optimizer steps, and
-    a checkpoint may lie between them) and `_metrics`.
+    Saved in checkpoints: what `thurl.training.resumable_trl.ResumableGRPO` says.
 
     Args:
         model: model or path, as in TRL.
@@ -275,31 +273,11 @@ class RankGRPOTrainer(TimedRollouts, ExactResumeTrainer, GRPOTrainer):
     # -- exact resume ------------------------------------------------------------------------------------------------
 
     def resume_settings(self) -> dict[str, Any]:
-        names = ("steps_per_generation", "num_iterations", "num_generations")
         return {
             **super().resume_settings(),
-            **{name: getattr(self.args, name) for name in names},
             "pictures": len(self.train_dataset),
             "order of the pictures": self._order,
         }
-
-    def resume_state(self) -> dict[str, Any]:
-        # Completions that every step has used are not needed any more: the next step draws new ones.
-        between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        return {
-            "step": self._step,
-            "completions": None if between else self._buffered_inputs,
-            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
-        }
-
-    def load_resume_state(self, state: dict[str, Any]) -> None:
-        if getattr(self.args, "sync_ref_model", False):
-            logger.warning("`sync_ref_model`: the reference model starts anew, the run does not go on exactly")
-        self._step = state["step"]
-        self._buffered_inputs = send_to_device(state["completions"], self.accelerator.device)
-        for mode, values in state["metrics"].items():
-            self._metrics[mode].clear()
-            self._metrics[mode].update(values)
 
     def begin_epoch(self, epoch: int) -> None:
         self._sampler.set_epoch(epoch)
