@@ -145,3 +145,16 @@ def test_a_mask_lives_as_long_as_its_completions(hold, old, training, path, mess
     else:
         ((where, text),) = found
         assert message in text and where == (path or ("training", "gradient_accumulation_steps"))
+
+
+def test_with_vllm_the_correction_is_chosen():
+    def found(training, old=None):
+        sections = {"coto": CoToSection(old_logprobs=old), "adapter": AdapterSection(), "training": training}
+        return coto_problems(sections, "grpo_config", processes=1, grpo=True)
+
+    ((where, text),) = found({"use_vllm": True})
+    assert where == ("training", "vllm_importance_sampling_mode") and "token_truncate" in text
+    assert not found({"use_vllm": True, "vllm_importance_sampling_mode": "sequence_mask"})  # a choice
+    assert not found({"use_vllm": True, "vllm_importance_sampling_correction": False})
+    assert not found({"use_vllm": True}, "full_old")  # whose old log-probabilities are vLLM's own
+    assert not found({})

@@ -6,8 +6,9 @@ from PIL import Image
 from thurl.data.images import ImageError
 from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
-from thurl.rl.dataset import build_rank_dataset, check_pictures, shuffle_mos
-from thurl.rl.prompts import PRESETS, QUESTION, THINK_SUFFIX, PromptPreset
+from thurl.rl.dataset import build_answer_dataset, build_rank_dataset, check_pictures, shuffle_mos
+from thurl.rl.parsing import parse_score
+from thurl.rl.prompts import DIRECT_SUFFIX, PRESETS, QUESTION, THINK_SUFFIX, PromptPreset
 
 
 def test_columns(rated_images):
@@ -44,6 +45,26 @@ def test_system_prompt_and_direct_mode(rated_images):
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "How good? Number only."},
     ]
+
+
+def test_answers_are_what_the_parser_reads(rated_images):
+    five = rated_images[:12]
+    rows = build_answer_dataset(five)
+    assert rows.column_names == ["prompt", "completion", "image"]
+    assert rows[3]["prompt"] == [{"role": "user", "content": f"{QUESTION} {DIRECT_SUFFIX}"}]
+    assert rows[3]["completion"] == [{"role": "assistant", "content": "<answer>1.50</answer>"}]
+    assert isinstance(rows[3]["image"], Image.Image) and rows[3]["image"].size == (56, 84)
+    for row, record in zip(rows, five, strict=True):
+        assert parse_score(row["completion"][0]["content"]) == pytest.approx(record.mos, abs=0.005)
+
+
+def test_answers_outside_the_scale_are_refused(rated_images):
+    with pytest.raises(DataError, match=r"12 of 24 .* outside 1 to 5, the first is 48 .*normalise: true"):
+        build_answer_dataset(rated_images)
+    with pytest.raises(DataError, match="no images to train on"):
+        build_answer_dataset([])
+    with pytest.raises(UsageError, match="vision_id: false"):
+        build_answer_dataset(rated_images[:12], PRESETS["official"])
 
 
 def test_refusals(rated_images, tmp_path):

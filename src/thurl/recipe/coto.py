@@ -84,6 +84,7 @@ def coto_problems(
     training = usable_fields(training, schema)
     if grpo and coto.old_logprobs in (None, "masked_old"):
         found += _hold_problems(coto.hold, training, processes or process_count())
+        found += _correction_problems(training)
     if training.get("deepspeed") or _launcher_shards():
         return found
     # The same rules as in `thurl.coto.callback`, before anything is loaded.
@@ -128,6 +129,18 @@ def _hold_problems(hold: int, training: dict[str, Any], world: int) -> list[Prob
         message = f"is {hold}, but completions are used for {period} optimizer steps ({numbers}); take a multiple"
         return [(("coto", "hold"), message)]
     return []
+
+
+def _correction_problems(training: dict[str, Any]) -> list[Problem]:
+    """TRL's default with vLLM, which has all adapters: the ratio of whole answers is far from 1 and silences them."""
+    corrects = training.get("use_vllm") and field_value(training, "vllm_importance_sampling_correction")
+    if not corrects or "vllm_importance_sampling_mode" in training:
+        return []
+    message = (
+        "is left at its default, a ratio of whole answers between the masked policy and that of vLLM, which is near 0 "
+        "while p is small and takes the gradient with it; name one, for instance `token_truncate`"
+    )
+    return [(("training", "vllm_importance_sampling_mode"), message)]
 
 
 def _launcher_shards() -> bool:

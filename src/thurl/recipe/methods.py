@@ -32,6 +32,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.coto_sft_run:run",
         summary="supervised fine-tuning of a language model with CoTo or a plain adapter (arXiv 2506.05713)",
     ),
+    "coto_vlm": Method(
+        recipe="thurl.recipe.coto_vlm:CoToVLMRecipe",
+        run="thurl.recipe.coto_vlm_run:run",
+        summary="supervised fine-tuning of a vision-language model on rated pictures with CoTo or a plain adapter",
+    ),
     "coto_grpo": Method(
         recipe="thurl.recipe.coto_grpo:CoToGRPORecipe",
         run="thurl.recipe.coto_grpo_run:run",

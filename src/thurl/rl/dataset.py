@@ -1,4 +1,4 @@
-"""From rated pictures to the columns GRPO trains on."""
+"""From rated pictures to the columns that GRPO and supervised fine-tuning train on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
+from thurl.rl.parsing import SCORE_RANGE
 from thurl.rl.prompts import PRESETS, PromptPreset
 
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-__all__ = ["build_rank_dataset", "check_pictures", "shuffle_mos"]
+__all__ = ["build_answer_dataset", "build_rank_dataset", "check_pictures", "shuffle_mos"]
 
 # Qwen2-VL merges 2 x 2 patches of 14 pixels; the official code upsamples smaller sides to this (LANCZOS).
 MIN_SIDE = 28
@@ -42,16 +43,7 @@ def build_rank_dataset(
     """
     from datasets import Dataset
 
-    if not records:
-        raise DataError("There are no images to train on. Check the label files, the split and `max_images`.")
-    if preset.vision_id:
-        raise UsageError(
-            "`vision_id: true` puts 'Picture 1: ' before the picture. The published training does not; it is for "
-            "scoring with released checkpoints. Train with `vision_id: false` (preset thurl)."
-        )
-    prompt = [{"role": "user", "content": preset.text(mode)}]
-    if preset.system is not None:
-        prompt.insert(0, {"role": "system", "content": preset.system})
+    prompt = _prompt(records, preset, mode)
     columns: dict[str, list[Any]] = {
         "prompt": [prompt] * len(records),
         "image": [record.image for record in records],
@@ -61,6 +53,42 @@ def build_rank_dataset(
         "image_id": [f"{record.dataset}/{record.image}" for record in records],
     }
     return Dataset.from_dict(columns).with_transform(_open_images)
+
+
+def build_answer_dataset(records: Sequence[RatedImage], preset: PromptPreset = PRESETS["thurl"]) -> Dataset:
+    """One row per picture for supervised fine-tuning: `prompt`, `completion`, `image`.
+
+    The completion is the MOS with two decimals in answer tags, what the question without thinking asks for
+    (`PromptPreset.direct_suffix`; arXiv 2505.14460, official prompts).
+
+    Args:
+        records: rated pictures with MOS from 1 to 5.
+        preset: the question.
+
+    Raises:
+        DataError: no records, or a MOS outside 1 to 5.
+        UsageError: a preset with a vision id.
+    """
+    from datasets import Dataset
+
+    prompt = _prompt(records, preset, "direct")
+    low, high = SCORE_RANGE
+    strange = [record for record in records if not low <= record.mos <= high]
+    if strange:
+        raise DataError(
+            f"{len(strange)} of {len(records)} pictures have a MOS outside {low:g} to {high:g}, the first is "
+            f"{strange[0].mos:g} of {strange[0].image} ({strange[0].dataset or 'no dataset'}). An answer is a number "
+            "on that scale: set `normalise: true` for this data."
+        )
+    return Dataset.from_dict(
+        {
+            "prompt": [prompt] * len(records),
+            "completion": [
+                [{"role": "assistant", "content": f"<answer>{record.mos:.2f}</answer>"}] for record in records
+            ],
+            "image": [record.image for record in records],
+        }
+    ).with_transform(_open_images)
 
 
 def check_pictures(dataset: Dataset) -> None:
@@ -110,6 +138,20 @@ def shuffle_mos(records: Sequence[RatedImage], seed: int) -> list[RatedImage]:
         for index, other in zip(indices, rng.permutation(indices), strict=True):
             shuffled[index] = replace(records[index], mos=records[other].mos, std=records[other].std)
     return shuffled
+
+
+def _prompt(records: Sequence[RatedImage], preset: PromptPreset, mode: str) -> list[dict[str, Any]]:
+    if not records:
+        raise DataError("There are no images to train on. Check the label files, the split and `max_images`.")
+    if preset.vision_id:
+        raise UsageError(
+            "`vision_id: true` puts 'Picture 1: ' before the picture. The published training does not; it is for "
+            "scoring with released checkpoints. Train with `vision_id: false` (preset thurl)."
+        )
+    prompt = [{"role": "user", "content": preset.text(mode)}]
+    if preset.system is not None:
+        prompt.insert(0, {"role": "system", "content": preset.system})
+    return prompt
 
 
 def _open_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
