@@ -1,5 +1,7 @@
 """CoTo inside VisualQuality-R1: masks beside prefix sharing, frozen and adapted vision towers, and vLLM's numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,14 @@ from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
 from thurl.recipe.adapters import AdapterSection, peft_config
 from thurl.recipe.coto import CoToSection
+from thurl.recipe.validate import load_recipe, resolved
 from thurl.recipe.visualquality_r1_coto import CoToRankGRPOTrainer, rank_trainer
+from thurl.recipe.visualquality_r1_plan import planned_run
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 
 
+ROOT = Path(__file__).parents[2]
 ONE_ON = {"initial_p": 0.0, "final_p": 0.0, "schedule": "constant"}
 
 
@@ -74,6 +79,32 @@ def test_the_section_chooses_the_trainer():
     assert made.func is CoToRankGRPOTrainer
     assert made.keywords == {"coto": CoToConfig(seed=4), "coto_old_logprobs": "masked_old"}
     assert rank_trainer(CoToSection(old_logprobs="detach")).keywords["coto_old_logprobs"] == "detach"
+
+
+def test_a_recipe_with_coto_is_planned_with_all_adapters_on():
+    """What needs most is the last part of the run, which is the same without CoTo."""
+
+    def planned(*overrides):
+        loaded = load_recipe(ROOT / "recipes" / "coto_vlm_grpo.yaml", overrides, processes=1)
+        return planned_run(loaded.recipe, gpus=1)
+
+    with_coto, without = planned(), planned("coto=null")
+    assert with_coto.run == without.run
+    (said,) = set(with_coto.assumptions) - set(without.assumptions)
+    assert "all adapters on" in said
+    assert "`adapter.kind: dora` counts as a LoRA of its rank" in planned("adapter.kind=dora").assumptions
+
+
+def test_the_recipe_differs_from_lora_where_it_says():
+    base, other = (
+        resolved(load_recipe(ROOT / "recipes" / f"{name}.yaml").recipe)
+        for name in ("visualquality_r1_lora", "coto_vlm_grpo")
+    )
+    assert {section for section in base if base[section] != other[section]} == {"coto", "training", "hub", "report"}
+    changed = {key for key in other["training"] if other["training"][key] != base["training"].get(key)}
+    assert changed == {
+        "output_dir", "learning_rate", "vllm_importance_sampling_mode", "ddp_find_unused_parameters"
+    }  # fmt: skip
 
 
 def test_packed_rows_see_the_mask_that_plain_rows_see(tmp_path, records):
