@@ -47,6 +47,8 @@ LIGHT = [
     "thurl.recipe.validate",
     "thurl.rl",
     "thurl.rl.parsing",
+    "thurl.text.evaluation",
+    "thurl.text.questions",
     "thurl.training.checkpoints",
     "thurl.training.report",
     "thurl.training.results",

@@ -1,6 +1,9 @@
 """Recipes of language models: what is refused, a run from end to end, its control, its adapter, and a killed run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -363,3 +366,26 @@ def test_ones_own_rows_and_another_task(run, start, tmp_path):
     model, tokenizer = load_language_model(str(start))
     assert tokenizer.padding_side == "left"
     assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["tags"]
+
+
+@pytest.mark.distributed
+def test_two_processes_train_and_share_the_questions(tmp_path):
+    """The start is built by one process outside the group; the two agree on masks and on every reply."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SFT)]
+    words = [*SFT_SMALL, "evaluation.sources.0.rows=33", "training.max_steps=4", "training.output_dir=out"]
+    words += ["training.per_device_train_batch_size=8", "report.results=out/results.json", "report.html=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=290
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    (record,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert record["n"] == 33 and 0 <= record["accuracy_after"] <= 1
+    # The same questions asked by one process of the saved adapter get the same score.
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "start")
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    questions = command_questions(["complement"], 33, split="test", lengths=(3,))
+    replies = answer_questions(adapted, tokenizer, questions, PromptStyle(), max_new_tokens=8)
+    assert answer_scores(replies)["mean"]["accuracy"] == record["accuracy_after"]

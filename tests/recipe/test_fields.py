@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from thurl.recipe.fields import check_fields, grpo_problems, process_count, usable_fields
+from thurl.recipe.fields import check_fields, grpo_problems, process_count, sft_problems, usable_fields
 
 
 GOOD = {"per_device_train_batch_size": 48, "num_generations": 6}
@@ -161,3 +161,27 @@ def test_combinations_agree_with_the_installed_trainer(tmp_path):
         except ValueError:
             theirs = True
         assert ours == theirs, case
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"bf16": True, "fp16": True}, "fp16", "both true"),
+        ({"max_steps": 0}, "max_steps", "must be positive"),
+        ({"max_length": 0}, "max_length", "at least 1"),
+        ({"packing": True, "max_length": None}, "packing", "the length of a packed row"),
+        ({"eval_strategy": "steps", "eval_steps": 5}, "eval_strategy", "must stay no"),
+        ({"resume_from_checkpoint": "auot"}, "resume_from_checkpoint", "did you mean `auto`?"),
+    ],
+)
+def test_impossible_combinations_of_supervised_fine_tuning(values, field, message):
+    found = sft_problems(values)
+    assert [text for path, text in found if path == (field,) and message in text], found
+
+
+def test_supervised_fine_tuning_knows_its_own_fields():
+    assert sft_problems({"max_length": None, "learning_rate": 1e-4}) == []
+    assert check_fields({"max_length": None, "loss_type": "nll", "packing": False}, "sft_config") == []
+    ((path, message),) = check_fields({"num_generations": 4}, "sft_config")
+    assert path == ("num_generations",) and "unknown key" in message
+    assert check_fields({"loss_type": "grpo"}, "sft_config") and check_fields({"pad_token": "x"}, "sft_config")
