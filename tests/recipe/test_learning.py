@@ -61,9 +61,8 @@ def test_a_tiny_language_model_learns_new_commands_with_coto(tmp_path, architect
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_tiny_language_model_gets_better_by_grpo_with_coto(tmp_path):
-    """Bar: 0.1 more exact answers than at the start, and shuffled answers no more than 0.05."""
+def test_a_tiny_language_model_learns_from_rewards_with_coto(tmp_path):
+    """Bar, set before the first run: below 0.2 before and with shuffled answers, at least 0.8 after."""
     record = tiny_run(tmp_path, "coto_llm_grpo")
-    assert 0.1 < record["accuracy_before"] < 0.85, record
-    assert record["accuracy_after"] >= record["accuracy_before"] + 0.1, record
-    assert record["accuracy_control"] <= record["accuracy_before"] + 0.05, record
+    assert record["accuracy_before"] < 0.2 and record["accuracy_control"] < 0.2, record
+    assert record["accuracy_after"] >= 0.8, record

@@ -163,15 +163,16 @@ def test_shuffled_answers_stay_in_their_task_and_leave_their_question():
 def test_commands_do_what_they_say_and_never_share_digits_between_training_and_test():
     expected = {
         "copy": "3142", "reverse": "2413", "plus_one": "4253", "minus_one": "2031", "rotate": "1423",
-        "reverse_plus_one": "3524", "plus_two": "5364", "complement": "6857",
+        "reverse_plus_one": "3524", "plus_two": "5364", "complement": "6857", "rise": "4253", "fall": "2031",
     }  # fmt: skip
     assert {name: "".join(map(str, act([3, 1, 4, 2]))) for name, (_, act) in COMMANDS.items()} == expected
-    assert len({letter for letter, _ in COMMANDS.values()}) == len(COMMANDS)
+    letters = [letter for letter, _ in COMMANDS.values()]
+    assert [name for name, (letter, _) in COMMANDS.items() if letters.count(letter) > 1] == ["rise", "fall"]
     train = command_questions(list(COMMANDS), 800, split="train", lengths=(3,))
     test = command_questions(list(COMMANDS), 400, split="test", lengths=(3,), seed=5)
     digits = [{question.prompt[2:-1] for question in part} for part in (train, test)]
     assert not digits[0] & digits[1]
-    assert [question.task for question in test[:8]] == list(COMMANDS)
+    assert [question.task for question in test[: len(COMMANDS)]] == list(COMMANDS)
     for question in train:
         letter, act = COMMANDS[question.task]
         assert question.prompt[0] == letter

@@ -27,8 +27,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Digits], Digits]]] = {
     "reverse_plus_one": ("K", lambda digits: [(digit + 1) % 10 for digit in digits[::-1]]),
     "plus_two": ("M", lambda digits: [(digit + 2) % 10 for digit in digits]),
     "complement": ("Q", lambda digits: [9 - digit for digit in digits]),
+    "rise": ("E", lambda digits: [(digit + 1) % 10 for digit in digits]),
+    "fall": ("E", lambda digits: [(digit - 1) % 10 for digit in digits]),
 }
-"""Name -> letter in the prompt, and what it does."""
+"""Name -> letter in the prompt, and what it does. `rise` and `fall` share a letter, which a reward can tell apart."""
 
 BASE_COMMANDS = ("copy", "reverse", "plus_one", "minus_one", "rotate")
 """What the tiny model is pre-trained on."""
@@ -47,10 +49,10 @@ def command_questions(
     lengths: Sequence[int] = (4, 5, 6),
     seed: int = 0,
 ) -> list[Question]:
-    """Questions with equal shares of the commands, in turn.
+    """Questions with the commands in turn.
 
     Args:
-        commands: names of `COMMANDS`, the tasks of the questions.
+        commands: names of `COMMANDS`, the tasks of the questions; one that is named twice has twice the share.
         rows: number of questions.
         split: which digit strings may appear.
         lengths: numbers of digits, drawn evenly.
