@@ -67,7 +67,7 @@ def command_questions(
     if not lengths or min(lengths) < 2 or max(lengths) > 12:
         raise UsageError(f"lengths {list(lengths)}: numbers of digits from 2 to 12")
     rng = random.Random(seed)
-    questions = []
+    questions: list[Question] = []
     while len(questions) < rows:
         name = commands[len(questions) % len(commands)]
         digits = [rng.randrange(10) for _ in range(rng.choice(lengths))]
