@@ -16,6 +16,8 @@ from transformers.training_args import ParallelMode
 
 from thurl.coto import CoToCallback, CoToConfig, apply_coto
 from thurl.coto.callback import SIDE_FILE
+from thurl.coto.layout import adapter_parameters, find_groups
+from thurl.coto.optimizers import split_by_group
 from thurl.errors import UsageError
 from thurl.training.checkpoints import checkpoint_problems
 from thurl.training.exact_resume import ExactResumeTrainer
@@ -267,6 +269,18 @@ def test_the_callback_reads_arguments_that_exist(tmp_path):
     ("peft", "changes", "message"),
     [
         (True, {}, None),
+        (True, {"off": "touch", "ddp_find_unused_parameters": False}, None),
+        (True, {"off": "touch"}, "ddp_find_unused_parameters: false"),
+        (
+            True,
+            {
+                "off": "touch",
+                "ddp_find_unused_parameters": False,
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            None,
+        ),
         (False, {}, None),
         (True, {"ddp_find_unused_parameters": False}, "ddp_find_unused_parameters: true"),
         (False, {"gradient_checkpointing": True}, "ddp_find_unused_parameters: true"),
@@ -278,12 +292,13 @@ def test_the_callback_reads_arguments_that_exist(tmp_path):
 )
 def test_what_fails_in_the_second_step_of_ddp_is_refused_before_the_first(adapted, tiny_llama, variants, peft, changes,
                                                                           message):  # fmt: skip
+    changes = dict(changes)
     if peft:
         model = adapted()
     else:
         model = tiny_llama()
         model.add_adapter(variants["lora"]())
-    callback = CoToCallback()
+    callback = CoToCallback(ddp_off=changes.pop("off", "find"))
     state = SimpleNamespace(max_steps=100, global_step=0, stateful_callbacks={})
     if message is None:
         callback.on_train_begin(arguments(**changes), state, None, model=model)
@@ -293,8 +308,27 @@ def test_what_fails_in_the_second_step_of_ddp_is_refused_before_the_first(adapte
         assert "_coto_controller" not in model.__dict__
 
 
-def test_deepspeed_is_told_to_drift(adapted, caplog):
+def test_deepspeed_skips_what_is_off_or_says_that_it_drifts(adapted, caplog):
+    """That it does is in test_distributed_off.py."""
     state = SimpleNamespace(max_steps=100, global_step=0, stateful_callbacks={})
+    settings = arguments(deepspeed="zero2.json")
     with caplog.at_level(logging.WARNING, logger="thurl"):
-        CoToCallback().on_train_begin(arguments(deepspeed="zero2.json"), state, None, model=adapted())
-    assert "zeros, not None" in caplog.text
+        CoToCallback(deepspeed_off="drift").on_train_begin(settings, state, None, model=adapted())
+        assert "zeros, not None" in caplog.text
+        caplog.clear()
+        model = adapted()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        with pytest.raises(UsageError, match=r"register\(trainer\)"):
+            CoToCallback().on_train_begin(settings, state, None, model=model, optimizer=optimizer)
+        split_by_group(optimizer, parameters_of(model))
+        CoToCallback().on_train_begin(settings, state, None, model=model, optimizer=optimizer)
+        assert not caplog.text
+    with pytest.raises(UsageError, match="'drifft'.*skip, drift"):
+        CoToCallback(deepspeed_off="drifft")
+
+
+def parameters_of(model):
+    return {
+        key: [p for _, layer in layers for p in adapter_parameters(layer, "default")]
+        for key, layers in find_groups(model, CoToConfig()).items()
+    }

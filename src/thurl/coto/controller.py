@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -18,9 +18,12 @@ from typing import Any
 import torch
 
 from thurl.coto.config import CoToConfig
-from thurl.coto.gate import adapter_layers, install_gate, refuse_unsupported, remove_gate
-from thurl.coto.groups import group_modules, plain_path, select, tower_of
+from thurl.coto.gate import install_gate, remove_gate
+from thurl.coto.groups import tower_of
+from thurl.coto.idle import IdlePrefix
+from thurl.coto.layout import adapter_parameters, find_groups, unwrapped
 from thurl.coto.masks import draw_mask
+from thurl.coto.optimizers import base_optimizer, skip_off
 from thurl.coto.schedule import activation_probability
 from thurl.errors import ThurlError, UsageError
 
@@ -34,7 +37,12 @@ FEW_STEPS = 50
 
 
 def apply_coto(
-    model: torch.nn.Module, config: CoToConfig | None = None, total_steps: int | None = None
+    model: torch.nn.Module,
+    config: CoToConfig | None = None,
+    total_steps: int | None = None,
+    *,
+    touch: bool = False,
+    idle_prefix: bool = True,
 ) -> CoToController:
     """Put CoTo on a model that has a PEFT adapter.
 
@@ -45,6 +53,9 @@ def apply_coto(
         model: `PeftModel`, or a model with `add_adapter`; wrappers (DDP, torch.compile) are looked through.
         config: default: the values of the released code.
         total_steps: optimizer steps of the whole run; can be set later on the controller.
+        touch: give adapters that are off a gradient of zeros, for DDP with `find_unused_parameters=False`. Then
+            `CoToController.guard` has to hide them from the optimizer.
+        idle_prefix: ask for no gradients below the lowest active adapter (`thurl.coto.idle`); changes no result.
 
     Raises:
         UsageError: no such adapter, an adapter that CoTo cannot switch, or another `forward` on a layer.
@@ -58,7 +69,7 @@ def apply_coto(
         ...     ...  # forward, backward, optimizer.step(), optimizer.zero_grad(set_to_none=True)
         ...     coto.end_step()
     """
-    return CoToController(model, config or CoToConfig(), total_steps)
+    return CoToController(model, config or CoToConfig(), total_steps, touch=touch, idle_prefix=idle_prefix)
 
 
 class CoToController:
@@ -72,41 +83,43 @@ class CoToController:
         total_steps: optimizer steps of the whole run, or None.
     """
 
-    def __init__(self, model: torch.nn.Module, config: CoToConfig, total_steps: int | None = None) -> None:
-        model = _unwrapped(model)
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: CoToConfig,
+        total_steps: int | None = None,
+        *,
+        touch: bool = False,
+        idle_prefix: bool = True,
+    ) -> None:
+        found = find_groups(model, config)
+        model = unwrapped(model)
+        if touch and config.min_active == "allow_empty":
+            raise UsageError("`touch` needs an active adapter in every step; `min_active` is 'allow_empty'.")
         self.config = config
         self.total_steps = total_steps
-        found = adapter_layers(model, config.adapter_name)
-        if not found:
-            raise UsageError(
-                f"{type(model).__name__} has no adapter {config.adapter_name!r} of PEFT (or only `modules_to_save`); "
-                "add one with `get_peft_model` and name it in `adapter_name`."
-            )
-        paths = [plain_path(path) for path, _ in found]
-        chosen = select(paths, config.include, config.exclude)
-        if not chosen:
-            raise UsageError(
-                f"`include` {config.include!r} and `exclude` {config.exclude!r} leave none of {len(paths)} adapted "
-                f"modules, such as {paths[0]!r}."
-            )
-        refuse_unsupported([found[index] for index in chosen], config.adapter_name)
-        members = group_modules([paths[index] for index in chosen], config.group_by)
-        layers = [found[index][1] for index in chosen]
-        self.groups = {key: tuple(dict.fromkeys(paths[chosen[i]] for i in group)) for key, group in members.items()}
-        self.towers = tuple(tower_of(group[0]) for group in self.groups.values())
-        self._layers = [[layers[i] for i in group] for group in members.values()]
+        self.groups = {key: tuple(dict.fromkeys(path for path, _ in members)) for key, members in found.items()}
+        self.towers = tuple(tower_of(paths[0]) for paths in self.groups.values())
+        self._layers = [[layer for _, layer in members] for members in found.values()]
+        self._parameters = [
+            [p for layer in members for p in adapter_parameters(layer, config.adapter_name)]
+            for members in self._layers
+        ]
+        self._touch = touch
+        self._undo: list[Callable[[], None]] = []
         self._model = model
         self._open: int | None = None
         self._step_mask: tuple[bool, ...] | None = None
         self._all_active = 0
         self._replace_other()
         try:
-            for layer in layers:
+            for layer in self.layers():
                 install_gate(layer, config.adapter_name)
         except UsageError:
             self._remove_gates()
             raise
         self._wrap_generate()
+        self._idle = IdlePrefix(model) if idle_prefix else None
         model._coto_controller = self
         if total_steps is not None and total_steps < FEW_STEPS:
             logger.warning(
@@ -221,9 +234,45 @@ class CoToController:
     def _set_gates(self) -> None:
         if self.detached:
             return
-        for on, layers in zip(self.active, self._layers, strict=True):
+        active = self.active
+        for on, layers in zip(active, self._layers, strict=True):
             for layer in layers:
                 layer._coto_off = not on
+                layer._coto_touch = []
+        off = self.off_parameters()
+        if self._touch and off:
+            # One layer, whose output needs a gradient anyway, and the last one, so that backward stops as early.
+            last = max(index for index, on in enumerate(active) if on)
+            self._layers[last][0]._coto_touch = off
+        if self._idle is not None:
+            if self._open is None:
+                self._idle.reset()
+            else:
+                self._idle.apply(off)
+
+    # -- for optimizers ----------------------------------------------------------------------------------------------
+
+    def trained_groups(self) -> set[str]:
+        """Keys of the groups that have trained parameters."""
+        return {key for key, members in zip(self.groups, self._parameters, strict=True) if members}
+
+    def off_groups(self) -> set[str]:
+        """Keys of the groups that are off in the open step."""
+        return {key for key, on in zip(self.groups, self.active, strict=True) if not on}
+
+    def off_parameters(self) -> list[torch.nn.Parameter]:
+        """Trained parameters of the adapters that are off in the open step."""
+        return [p for on, members in zip(self.active, self._parameters, strict=True) if not on for p in members]
+
+    def guard(self, optimizer: Any) -> None:
+        """Hide the gradients of adapters that are off from an optimizer, until `detach`.
+
+        Needed where they are zeros and not None: with `touch`, and behind DeepSpeed, whose optimizer must have been
+        split by `thurl.coto.optimizers.split_by_group`.
+        """
+        base = base_optimizer(optimizer)
+        if base is not None:
+            self._undo.append(skip_off(base, self.off_groups, self.off_parameters))
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -291,6 +340,10 @@ class CoToController:
         if self.detached:
             return
         self._remove_gates()
+        if self._idle is not None:
+            self._idle.remove()
+        while self._undo:
+            self._undo.pop()()
         if getattr(self._model.__dict__.get("generate"), "__func__", None) is _generate_with_all:
             del self._model.generate
         del self._model._coto_controller
@@ -315,17 +368,3 @@ class CoToController:
 def _generate_with_all(self: Any, *args: Any, **kwargs: Any) -> Any:
     with self._coto_controller.all_active():
         return type(self).generate(self, *args, **kwargs)
-
-
-_ENGINES = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine", "FullyShardedDataParallel")
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    # Through `_modules`: a PeftModel answers for its inner models, too.
-    while True:
-        inner = model._modules.get("_orig_mod")
-        if inner is None and type(model).__name__ in _ENGINES:
-            inner = model._modules.get("module", model._modules.get("_fsdp_wrapped_module"))
-        if inner is None:
-            return model
-        model = inner

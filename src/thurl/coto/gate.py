@@ -1,6 +1,6 @@
 """The gate: an adapter layer of PEFT that is off in a training step runs its base layer and nothing else.
 
-The gate is an instance-level `forward` and three plain attributes of the layer. It does not touch `requires_grad`,
+The gate is an instance-level `forward` and four plain attributes of the layer. It does not touch `requires_grad`,
 weights, scaling or `_disable_adapters`, so `disable_adapter()`, `merge_adapter()`, saving and copying work as without
 it; an adapter that is off gets no gradient at all (`None`), which optimizers skip.
 
@@ -20,6 +20,8 @@ from peft.tuners.lora.layer import VARIANT_KWARG_KEYS
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from thurl.coto.idle import remove_idle
+from thurl.coto.optimizers import touch
 from thurl.errors import UsageError
 
 
@@ -45,7 +47,9 @@ def _gated_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
             finally:
                 self._active_adapter = active
     # Through the class, not through a method kept in a closure: that would run the original's weights in a copy.
-    return type(self).forward(self, x, *args, **kwargs)
+    output = type(self).forward(self, x, *args, **kwargs)
+    # DDP, if it does not look for unused parameters, waits for gradients of the adapters that are off.
+    return touch(output, self._coto_touch) if self._coto_touch and self.training else output
 
 
 def adapter_layers(model: torch.nn.Module, adapter_name: str) -> list[tuple[str, BaseTunerLayer]]:
@@ -83,12 +87,13 @@ def install_gate(layer: BaseTunerLayer, adapter_name: str) -> None:
         layer.forward = MethodType(_gated_forward, layer)
     layer._coto_off = False
     layer._coto_adapter = adapter_name
+    layer._coto_touch = []
 
 
 def remove_gate(layer: torch.nn.Module) -> None:
     """Undo `install_gate`; nothing to do on a layer without a gate."""
     if is_gated(layer):
-        for name in ("forward", "_coto_off", "_coto_adapter"):
+        for name in ("forward", "_coto_off", "_coto_adapter", "_coto_touch"):
             layer.__dict__.pop(name, None)
 
 
@@ -96,6 +101,7 @@ def remove_gates(model: torch.nn.Module) -> None:
     """Remove every gate of a model, for instance of a copy made while training."""
     for module in model.modules():
         remove_gate(module)
+    remove_idle(model)
 
 
 def refuse_unsupported(layers: list[tuple[str, BaseTunerLayer]], adapter_name: str) -> None:
