@@ -36,6 +36,24 @@ def test_the_mask_is_in_force_while_a_step_is_open_only(adapted):
     assert masks == expected
 
 
+def test_layers_rise_from_their_own_initial_p(adapted):
+    initial = {r"layers\.0\.": 0.0, r"layers\.3\.": 0.8, "": 0.4}
+    controller = apply_coto(adapted(), CoToConfig(initial_p=initial), total_steps=400)
+    assert controller.group_p(0) == (0.0, 0.4, 0.4, 0.8) and controller.p(0) == pytest.approx(0.4)
+    assert controller.group_p(150) == pytest.approx((0.5, 0.7, 0.7, 0.9))
+    assert controller.group_p(300) == (1.0,) * 4 and controller.p(300) == 1.0
+    masks = np.array([controller.mask(step) for step in range(300)])
+    assert masks.sum(axis=1).min() >= 1
+    share, expected = masks.mean(axis=0), np.mean([controller.group_p(step) for step in range(300)], axis=0)
+    assert np.abs(share - expected).max() < 0.1 and share[0] < share[1] < share[3]
+    state = json.loads(json.dumps(controller.state_dict()))
+    controller.load_state_dict(state)
+    with pytest.raises(UsageError, match="`initial_p`"):
+        apply_coto(adapted(), CoToConfig(initial_p=0.4), total_steps=400).load_state_dict(state)
+    with pytest.raises(UsageError, match="no expression for model.layers.0"):
+        apply_coto(adapted(), CoToConfig(initial_p={r"layers\.3": 0.8}))
+
+
 def test_a_mask_may_not_change_while_a_step_is_open(adapted):
     controller = apply_coto(adapted(), total_steps=100)
     controller.begin_step(3)

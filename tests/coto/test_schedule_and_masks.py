@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from thurl.coto.config import CoToConfig
-from thurl.coto.groups import group_modules, layer_key, plain_path, select, tower_of
+from thurl.coto.groups import group_modules, initial_by_group, layer_key, plain_path, select, tower_of
 from thurl.coto.masks import MAX_ATTEMPTS, draw_mask, expected_marginal, uniform
 from thurl.coto.schedule import activation_probability, mean_activation_probability, stage1_end
 from thurl.errors import UsageError
@@ -138,7 +138,24 @@ def test_every_tower_has_an_active_group(policy):
     assert any(not any(m[:2]) for m in without), "without the rule a tower may be off"
 
 
+def test_groups_with_probabilities_of_their_own():
+    p = [0.9, 0.5, 0.1]
+    masks = np.array([draw_mask(p, 3, step=step, policy="allow_empty")[0] for step in range(3000)])
+    np.testing.assert_allclose(masks.mean(axis=0), p, atol=4 * 0.5 / math.sqrt(3000))
+    for policy in ("resample", "force", "allow_empty"):
+        for step in range(50):
+            assert draw_mask([0.2] * 3, 3, step=step, policy=policy) == draw_mask(0.2, 3, step=step, policy=policy)
+    # What is forced on is the group nearest to its own probability, not the one with the smallest number.
+    first = [uniform(0, 4, 0, group) for group in range(2)]
+    near = first.index(max(first))
+    p = [0.0, 0.0]
+    p[near] = first[near] - 1e-6
+    assert draw_mask(p, 2, step=4, policy="force")[0][near] and not draw_mask(0.0, 2, step=4, policy="force")[0][near]
+
+
 def test_wrong_arguments_of_a_mask_are_refused():
+    with pytest.raises(UsageError, match="2 probabilities for 3 groups"):
+        draw_mask([0.5, 0.5], 3)
     for problem in ({"groups": 0}, {"groups": 2, "policy": "never"}, {"groups": 2, "towers": ["a"]},
                     {"groups": 1, "towers": ["a"], "policy": "allow_empty"}):  # fmt: skip
         with pytest.raises(UsageError):
@@ -204,6 +221,15 @@ def test_include_and_exclude():
     assert select(PATHS, None, [r"layers\.0\."]) == [0, 1, 2, 3, 4, 7]
 
 
+def test_initial_p_by_layer():
+    groups = {key: [PATHS[i] for i in rows] for key, rows in group_modules(PATHS, "layer").items()}
+    assert initial_by_group(groups, 0.3) == (0.3,) * 6
+    by = {r"blocks\.0\.": 0.5, "visual": 0.25, "v_proj": 0.2, "": 0.1}
+    assert initial_by_group(groups, by) == (0.5, 0.25, 0.25, 0.1, 0.2, 0.1)
+    with pytest.raises(UsageError, match="embed_tokens.*lm_head.*'visual', 'layers'"):
+        initial_by_group(groups, {"visual": 0.5, "layers": 0.1})
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +240,19 @@ def test_wrong_settings_are_refused_all_at_once():
     assert len(error.value.problems) == 10
     with pytest.raises(UsageError, match="allow_empty"):
         CoToConfig(min_active="allow_empty", min_active_per_tower=True)
+
+
+def test_an_initial_p_by_layer_is_checked_and_kept():
+    with pytest.raises(UsageError) as error:
+        CoToConfig(initial_p={"(": 0.1, "layers": 1.5})
+    assert len(error.value.problems) == 2 and "initial_p['layers']` is 1.5" in str(error.value)
+    with pytest.raises(UsageError, match="empty mapping"):
+        CoToConfig(initial_p={})
+    given = {r"layers\.0\.": 0.5, "": 0.0}
+    config = CoToConfig(initial_p=given)
+    given[""] = 7.0
+    assert config.initial_p[""] == 0.0
+    assert CoToConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_settings_travel_as_json():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
@@ -22,7 +22,8 @@ class CoToConfig:
     """Schedule, mask and choice of adapters (arXiv 2506.05713).
 
     Args:
-        initial_p: p0; the released code has 0.1, the paper's formula 0.
+        initial_p: p0; the released code has 0.1, the paper's formula 0. Or one by layer: a mapping from regular
+            expression to p0, of which the first that is found in a module path of a group counts ("" fits all).
         final_p: p1, after the rise.
         stage1_ratio: share of training in which p rises (paper: 0.75).
         schedule: "linear" (paper), "sine" (faster), "exponential" (slower) or "constant" (p0, then p1).
@@ -42,7 +43,7 @@ class CoToConfig:
         UsageError: with all wrong values.
     """
 
-    initial_p: float = 0.1
+    initial_p: float | Mapping[str, float] = 0.1
     final_p: float = 1.0
     stage1_ratio: float = 0.75
     schedule: Schedule = "linear"
@@ -57,8 +58,17 @@ class CoToConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("initial_p", "final_p", "stage1_ratio"):
-            value = getattr(self, name)
+        numbers: dict[str, Any] = {"final_p": self.final_p, "stage1_ratio": self.stage1_ratio}
+        if isinstance(self.initial_p, Mapping):
+            object.__setattr__(self, "initial_p", dict(self.initial_p))  # its own copy
+            if not self.initial_p:
+                problems.append("`initial_p` is an empty mapping; give a number, or one for each expression.")
+            for pattern, value in self.initial_p.items():
+                numbers[f"initial_p[{pattern!r}]"] = value
+            problems += _wrong_patterns("initial_p", self.initial_p)
+        else:
+            numbers["initial_p"] = self.initial_p
+        for name, value in numbers.items():
             if not _is_number(value) or not 0 <= value <= 1:  # NaN is refused too
                 problems.append(f"`{name}` is {value!r}; it lies in [0, 1].")
         if self.schedule not in get_args(Schedule):
@@ -89,17 +99,13 @@ class CoToConfig:
             return []
         patterns = (value,) if isinstance(value, str) else tuple(value)
         object.__setattr__(self, name, patterns)
-        problems = []
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                problems.append(f"`{name}` has {pattern!r}, which is no regular expression: {error}.")
-        return problems
+        return _wrong_patterns(name, patterns)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able copy; a function given as `group_by` is named, not stored."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.initial_p, Mapping):
+            values["initial_p"] = dict(self.initial_p)
         if callable(self.group_by):
             function = self.group_by
             name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -121,6 +127,16 @@ class CoToConfig:
         if unknown:
             raise UsageError(f"Unknown settings of CoTo: {', '.join(unknown)}. There are: {', '.join(known)}.")
         return cls(**values)
+
+
+def _wrong_patterns(name: str, patterns: Iterable[Any]) -> list[str]:
+    problems = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            problems.append(f"`{name}` has {pattern!r}, which is no regular expression: {error}.")
+    return problems
 
 
 def _is_number(value: Any) -> bool:

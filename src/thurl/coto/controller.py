@@ -19,7 +19,7 @@ import torch
 
 from thurl.coto.config import CoToConfig
 from thurl.coto.gate import install_gate, remove_gate
-from thurl.coto.groups import tower_of
+from thurl.coto.groups import initial_by_group, tower_of
 from thurl.coto.idle import IdlePrefix
 from thurl.coto.layout import adapter_parameters, find_groups, unwrapped
 from thurl.coto.masks import draw_mask
@@ -100,6 +100,7 @@ class CoToController:
         self.total_steps = total_steps
         self.groups = {key: tuple(dict.fromkeys(path for path, _ in members)) for key, members in found.items()}
         self.towers = tuple(tower_of(paths[0]) for paths in self.groups.values())
+        self._initial = initial_by_group(self.groups, config.initial_p)
         self._layers = [[layer for _, layer in members] for members in found.values()]
         self._parameters = [
             [p for layer in members for p in adapter_parameters(layer, config.adapter_name)]
@@ -138,25 +139,40 @@ class CoToController:
     def p(self, step: int) -> float:
         """Activation probability in optimizer step `step` (0-based), in [0, 1]. `hold` steps share one.
 
+        The mean over the groups where `initial_p` differs by layer.
+
+        Raises:
+            UsageError: `total_steps` is not known.
+        """
+        each = self.group_p(step)
+        return each[0] if len(set(each)) == 1 else sum(each) / len(each)
+
+    def group_p(self, step: int) -> tuple[float, ...]:
+        """The same, of each group.
+
         Raises:
             UsageError: `total_steps` is not known.
         """
         if self.total_steps is None:
             raise UsageError("`total_steps` is not known; pass it to `apply_coto`, or set `controller.total_steps`.")
         config = self.config
-        return activation_probability(
-            self._held(step),
-            self.total_steps,
-            initial_p=config.initial_p,
-            final_p=config.final_p,
-            ratio=config.stage1_ratio,
-            schedule=config.schedule,
-        )
+        by_start = {
+            initial: activation_probability(
+                self._held(step),
+                self.total_steps,
+                initial_p=initial,
+                final_p=config.final_p,
+                ratio=config.stage1_ratio,
+                schedule=config.schedule,
+            )
+            for initial in set(self._initial)
+        }
+        return tuple(by_start[initial] for initial in self._initial)
 
     def mask(self, step: int) -> tuple[bool, ...]:
         """Which groups are on in optimizer step `step`; depends on the settings, the groups and `step` only."""
         mask, _ = draw_mask(
-            self.p(step),
+            self.group_p(step),
             len(self.groups),
             seed=self.config.seed,
             step=self._held(step),

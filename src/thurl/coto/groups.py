@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from thurl.errors import UsageError
 
 
-__all__ = ["group_modules", "layer_key", "plain_path", "select", "tower_of"]
+__all__ = ["group_modules", "initial_by_group", "layer_key", "plain_path", "select", "tower_of"]
 
 # Parts that wrappers put into a path: they must not make a group of their own or depend on how the model was wrapped.
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -66,6 +66,32 @@ def select(paths: Sequence[str], include: Sequence[str] | None, exclude: Sequenc
         if (include is None or any(re.search(pattern, path) for pattern in include))
         and not any(re.search(pattern, path) for pattern in exclude or ())
     ]
+
+
+def initial_by_group(groups: Mapping[str, Sequence[str]], initial_p: float | Mapping[str, float]) -> tuple[float, ...]:
+    """p0 of each group.
+
+    Args:
+        groups: key to module paths.
+        initial_p: one for all; or regular expression to p0, where the first that is found in a path of the group
+            counts ("" is found in every path).
+
+    Raises:
+        UsageError: groups that no expression fits.
+    """
+    if not isinstance(initial_p, Mapping):
+        return (initial_p,) * len(groups)
+    found = {
+        key: next((p for pattern, p in initial_p.items() if any(re.search(pattern, path) for path in paths)), None)
+        for key, paths in groups.items()
+    }
+    missing = [key for key, p in found.items() if p is None]
+    if missing:
+        raise UsageError(
+            f"`initial_p` has no expression for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}: each "
+            f"group of adapters needs one of {', '.join(map(repr, initial_p))}; add '' at the end for all others."
+        )
+    return tuple(p for p in found.values() if p is not None)
 
 
 def group_modules(paths: Sequence[str], by: str | int | Callable[[str], str]) -> dict[str, list[int]]:

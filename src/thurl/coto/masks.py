@@ -28,7 +28,7 @@ def uniform(seed: int, step: int, attempt: int, group: int) -> float:
 
 
 def draw_mask(
-    p: float,
+    p: float | Sequence[float],
     groups: int,
     *,
     seed: int = 0,
@@ -36,14 +36,15 @@ def draw_mask(
     policy: MinActive = "resample",
     towers: Sequence[str | None] | None = None,
 ) -> tuple[tuple[bool, ...], int]:
-    """Each group on with probability p, and what to do if none is.
+    """Each group on with probability p, or with one of its own, and what to do if none is.
 
     - "resample" (released code): draw again, at most 64 times, then as "force". The marginal is p / (1 - (1-p)^G).
-    - "force": keep the draw and switch on the group with the smallest number.
+    - "force": keep the draw and switch on the group nearest to being on: the smallest number, or with different
+      probabilities the one that lies least above its own.
     - "allow_empty": plain Bernoulli; the caller skips a step in which nothing is on.
 
     Args:
-        p: probability in [0, 1].
+        p: probability in [0, 1]; or one per group (length G).
         groups: number of groups G, at least 1.
         seed, step: integers that, with the arguments above, determine the mask.
         policy: see above.
@@ -55,7 +56,7 @@ def draw_mask(
         under "force".
 
     Raises:
-        UsageError: no groups, an unknown policy, `towers` of another length, or together with "allow_empty".
+        UsageError: no groups, an unknown policy, `p` or `towers` of another length, `towers` with "allow_empty".
     """
     if groups < 1:
         raise UsageError(f"There are {groups} groups; a mask needs at least one.")
@@ -65,23 +66,26 @@ def draw_mask(
         raise UsageError("`min_active_per_tower` forbids what `min_active='allow_empty'` allows; drop one of them.")
     if towers is not None and len(towers) != groups:
         raise UsageError(f"{len(towers)} towers for {groups} groups; each group has one.")
+    chances = [float(p)] * groups if isinstance(p, int | float) else list(p)
+    if len(chances) != groups:
+        raise UsageError(f"{len(chances)} probabilities for {groups} groups; each group has one.")
     needed = [list(range(groups))]
     if towers is not None:
         names = dict.fromkeys(tower for tower in towers if tower is not None)
         needed += [[index for index in range(groups) if towers[index] == name] for name in names]
 
     first = [uniform(seed, step, 0, group) for group in range(groups)]
-    mask = [number < p for number in first]
+    mask = [number < chance for number, chance in zip(first, chances, strict=True)]
     if policy == "allow_empty" or _fulfils(mask, needed):
         return tuple(mask), -1 if policy == "force" else 0
     if policy == "resample":
         for attempt in range(1, MAX_ATTEMPTS):
-            drawn = [uniform(seed, step, attempt, group) < p for group in range(groups)]
+            drawn = [uniform(seed, step, attempt, group) < chances[group] for group in range(groups)]
             if _fulfils(drawn, needed):
                 return tuple(drawn), attempt
     for members in reversed(needed):  # towers first: with one of theirs on, the whole is not empty any more
         if not any(mask[index] for index in members):
-            mask[min(members, key=first.__getitem__)] = True
+            mask[min(members, key=lambda index: (first[index] - chances[index], first[index]))] = True
     return tuple(mask), -1
 
 
