@@ -198,13 +198,24 @@ def ask_sweep(store: Store, plan: Plan) -> None:
             rate_of(store, plan, method, steps)
 
 
+def swept_setting(store: Store, plan: Plan, method: str, steps: int) -> Setting:
+    """A method at its learning rate for so many steps."""
+    return Setting(method=method, steps=steps, lr=rate_of(store, plan, method, steps))
+
+
 def ask_swept(store: Store, plan: Plan) -> None:
-    for steps in reversed(plan.lengths):
-        for seed in plan.seeds:
-            for method in METHODS:
-                setting = Setting(method=method, steps=steps, lr=rate_of(store, plan, method, steps))
-                measured(store, setting, seed)
-                merged(store, setting, seed)
+    _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[1]) for method in METHODS])
+
+
+def ask_short(store: Store, plan: Plan) -> None:
+    _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[0]) for method in METHODS])
+
+
+def _all_of(store: Store, plan: Plan, settings: Sequence[Setting]) -> None:
+    for seed in plan.seeds:
+        for setting in settings:
+            measured(store, setting, seed)
+            merged(store, setting, seed)
 
 
 def ask_explore(store: Store, plan: Plan) -> None:
@@ -251,10 +262,7 @@ def chosen(store: Store, plan: Plan) -> Setting:
 
 
 def ask_again(store: Store, plan: Plan) -> None:
-    setting = chosen(store, plan)
-    for seed in plan.seeds:
-        measured(store, setting, seed)
-        merged(store, setting, seed)
+    _all_of(store, plan, [chosen(store, plan)])
 
 
 def long_setting(store: Store, plan: Plan, method: str) -> Setting:
@@ -263,10 +271,7 @@ def long_setting(store: Store, plan: Plan, method: str) -> Setting:
 
 
 def ask_long(store: Store, plan: Plan) -> None:
-    for seed in plan.seeds:
-        for method in METHODS:
-            measured(store, long_setting(store, plan, method), seed)
-            merged(store, long_setting(store, plan, method), seed)
+    _all_of(store, plan, [long_setting(store, plan, method) for method in METHODS])
 
 
 def seconds(store: Store, plan: Plan, repeat: int) -> dict[str, float]:
@@ -297,5 +302,6 @@ QUESTIONS: dict[str, Callable[[Store, Plan], None]] = {
     "explore": ask_explore,
     "again": ask_again,
     "long": ask_long,
+    "short": ask_short,
     "time": ask_time,
 }

@@ -21,6 +21,7 @@ from coto_digits.questions import (
     merged,
     rate_of,
     seconds,
+    swept_setting,
     tried,
     validated,
     variant,
@@ -54,9 +55,7 @@ def fresh_record(store: Store, plan: Plan, seed: int) -> dict[str, Any]:
     record: dict[str, Any] = {"seed": seed}
     record |= _finished(lambda: bar_record(store, seed, plan.steps)) or {}
     swept: dict[str, Callable[[str], Setting]] = {
-        f"swept {steps}": lambda method, steps=steps: Setting(
-            method=method, steps=steps, lr=rate_of(store, plan, method, steps)
-        )
+        f"swept {steps}": lambda method, steps=steps: swept_setting(store, plan, method, steps)
         for steps in plan.lengths
     }
     swept["long"] = lambda method: long_setting(store, plan, method)
