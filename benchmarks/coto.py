@@ -1,7 +1,7 @@
 """LoRA with and without CoTo on small pictures: a pass bar, a swept comparison, and what else was tried.
 
     python benchmarks/coto.py                      # everything; hours on one core, and it goes on where it was stopped
-    python benchmarks/coto.py --only bar           # one question: bar, sweep, swept, explore, again, long, short, time
+    python benchmarks/coto.py --only bar           # one of the questions below
     python benchmarks/coto.py --only nothing       # write the results of what is finished
 
 A ViT of 6 layers (width 64) learns 900 upright digits of scikit-learn; then LoRA (r = 4 on all six linear maps of each
@@ -11,7 +11,8 @@ validation and in nothing else; 300 others per seed are for the test.
 - `bar`: 800 steps at a learning rate of 5e-3 for both methods. The bar and these settings were written down before any
   of these seeds was run, after three other seeds of an earlier run; a run that misses it is reported as such.
 - `sweep`: the learning rate of each method and number of steps, by validation accuracy on the exploration seeds.
-- `swept`: both methods at their learning rates on the fresh seeds: everything that is measured, and two tasks merged.
+- `swept`: both methods at their learning rates on the fresh seeds: accuracy, pruning, and two tasks merged; `pairs`:
+  all that is measured between two adapters of one task.
 - `short`, `long`: the same with 250 steps (swept), and with 2000 (at the learning rate of 800).
 - `explore`: one thing at a time is changed, on exploration seeds and validation digits only. The list was written
   before any of it was run.

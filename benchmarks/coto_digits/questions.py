@@ -40,29 +40,30 @@ def failures(lora: dict[str, float], coto: dict[str, float]) -> list[str]:
     return missed
 
 
-def measured(store: Store, setting: Setting, seed: int, part: str = "test") -> dict[str, float]:
-    """`pair_measures` of a setting: two adapters of the rotated task, on the digits of one part."""
+def measured(store: Store, setting: Setting, seed: int) -> dict[str, float]:
+    """`pair_measures` of a setting: two adapters of the rotated task, on the test digits."""
 
     def make() -> dict[str, Any]:
         pair = [store.adapter(setting, seed, copy) for copy in (0, 1)]
-        held_out = of_task(digits(seed)[part], "rotated")
+        held_out = of_task(digits(seed)["test"], "rotated")
         found = pair_measures(Bench(store.base(seed)), [adapter for adapter, _ in pair], held_out)
         found["training cpu s"] = sum(record["cpu_seconds"] for _, record in pair) / 2
         return {"setting": asdict(setting), "measures": found}
 
-    return store.record(f"measured/{setting.name}/{part}-{seed}", make)["measures"]
+    return store.record(f"measured/{setting.name}/{seed}", make)["measures"]
 
 
-def merged(store: Store, setting: Setting, seed: int, part: str = "test") -> dict[str, float]:
-    """`merge_measures` of a setting: one adapter of the rotated task and one of the inverted."""
+def two_tasks(store: Store, setting: Setting, seed: int) -> dict[str, float]:
+    """On the test digits: `single_measures` of a rotated adapter, `merge_measures` of it and an inverted one."""
 
     def make() -> dict[str, Any]:
         adapters = [store.adapter(setting, seed, task=task)[0] for task in TASKS]
-        held_out = digits(seed)[part]
-        found = merge_measures(Bench(store.base(seed)), adapters, [of_task(held_out, task) for task in TASKS])
+        bench, data = Bench(store.base(seed)), [of_task(digits(seed)["test"], task) for task in TASKS]
+        found = single_measures(bench, adapters[:1], data[0])
+        found |= {f"two tasks, {name}": value for name, value in merge_measures(bench, adapters, data).items()}
         return {"setting": asdict(setting), "measures": found}
 
-    return store.record(f"merged/{setting.name}/{part}-{seed}", make)["measures"]
+    return store.record(f"two_tasks/{setting.name}/{seed}", make)["measures"]
 
 
 def validated(store: Store, setting: Setting, seed: int, task: str = "rotated") -> dict[str, float]:
@@ -207,6 +208,12 @@ def ask_swept(store: Store, plan: Plan) -> None:
     _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[1]) for method in METHODS])
 
 
+def ask_pairs(store: Store, plan: Plan) -> None:
+    for seed in plan.seeds:
+        for method in METHODS:
+            measured(store, swept_setting(store, plan, method, plan.steps), seed)
+
+
 def ask_short(store: Store, plan: Plan) -> None:
     _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[0]) for method in METHODS])
 
@@ -214,8 +221,7 @@ def ask_short(store: Store, plan: Plan) -> None:
 def _all_of(store: Store, plan: Plan, settings: Sequence[Setting]) -> None:
     for seed in plan.seeds:
         for setting in settings:
-            measured(store, setting, seed)
-            merged(store, setting, seed)
+            two_tasks(store, setting, seed)
 
 
 def ask_explore(store: Store, plan: Plan) -> None:
@@ -301,7 +307,8 @@ QUESTIONS: dict[str, Callable[[Store, Plan], None]] = {
     "swept": ask_swept,
     "explore": ask_explore,
     "again": ask_again,
-    "long": ask_long,
+    "pairs": ask_pairs,
     "short": ask_short,
+    "long": ask_long,
     "time": ask_time,
 }

@@ -18,11 +18,11 @@ from coto_digits.questions import (
     chosen,
     long_setting,
     measured,
-    merged,
     rate_of,
     seconds,
     swept_setting,
     tried,
+    two_tasks,
     validated,
     variant,
 )
@@ -60,14 +60,13 @@ def fresh_record(store: Store, plan: Plan, seed: int) -> dict[str, Any]:
     }
     swept["long"] = lambda method: long_setting(store, plan, method)
     for name, setting in swept.items():
-        for measure, suffix in ((measured, ""), (merged, " two tasks")):
+        for measure, title in ((two_tasks, name), (measured, f"pairs {name}")):
             found = _finished(lambda: by_metric({m: measure(store, setting(m), seed) for m in METHODS}))  # noqa: B023
             if found:
-                record[name + suffix] = found
-    for measure, name in ((measured, "again"), (merged, "again two tasks")):
-        found = _finished(lambda: {k: {"chosen": v} for k, v in measure(store, chosen(store, plan), seed).items()})  # noqa: B023
-        if found:
-            record[name] = found
+                record[title] = found
+    found = _finished(lambda: two_tasks(store, chosen(store, plan), seed))
+    if found:
+        record["again"] = by_metric({"chosen": found})
     return record
 
 
