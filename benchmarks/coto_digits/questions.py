@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from coto_digits.measures import Bench, merge_measures, pair_measures, single_measures
@@ -44,10 +45,9 @@ def measured(store: Store, setting: Setting, seed: int) -> dict[str, float]:
     """`pair_measures` of a setting: two adapters of the rotated task, on the test digits."""
 
     def make() -> dict[str, Any]:
-        pair = [store.adapter(setting, seed, copy) for copy in (0, 1)]
+        pair = [store.adapter(setting, seed, copy)[0] for copy in (0, 1)]
         held_out = of_task(digits(seed)["test"], "rotated")
-        found = pair_measures(Bench(store.base(seed)), [adapter for adapter, _ in pair], held_out)
-        found["training cpu s"] = sum(record["cpu_seconds"] for _, record in pair) / 2
+        found = pair_measures(Bench(store.base(seed)), pair, held_out)
         return {"setting": asdict(setting), "measures": found}
 
     return store.record(f"measured/{setting.name}/{seed}", make)["measures"]
@@ -79,7 +79,8 @@ def validated(store: Store, setting: Setting, seed: int, task: str = "rotated") 
 def bar_record(store: Store, seed: int, steps: int = 800) -> dict[str, Any]:
     """LoRA and CoTo with the settings of the bar, and what misses it."""
     found = {method: measured(store, Setting(method=method, steps=steps), seed) for method in METHODS}
-    return {"bar": by_metric(found), "failures": failures(found["lora"], found["coto"])}
+    missed = failures(found["lora"], found["coto"])
+    return {"bar": by_metric(found), "failures": missed, "misses": ", ".join(missed) or "nothing"}
 
 
 def by_metric(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -180,12 +181,12 @@ def rate_of(store: Store, plan: Plan, method: str, steps: int) -> float:
     return best_rate(swept(store, Setting(method=method, steps=steps), plan.explore_seeds))
 
 
-def variant(store: Store, plan: Plan, name: str, factor: float = 1.0) -> Setting:
-    """A row of `VARIANTS` at its method's learning rate for the plain number of steps, times a factor."""
+def variant(store: Store, plan: Plan, name: str, steps: int, factor: float = 1.0) -> Setting:
+    """A row of `VARIANTS` at its method's learning rate for so many steps, times a factor."""
     options = dict(VARIANTS[name])
-    steps = round(options.pop("stretch", 1.0) * plan.steps)
-    rate = rate_of(store, plan, options["method"], plan.steps)
-    return Setting(**options, steps=steps, lr=round(rate * factor, 6))
+    stretched = round(options.pop("stretch", 1.0) * steps)
+    rate = rate_of(store, plan, options["method"], steps)
+    return Setting(**options, steps=stretched, lr=round(rate * factor, 6))
 
 
 def ask_bar(store: Store, plan: Plan) -> None:
@@ -225,10 +226,9 @@ def _all_of(store: Store, plan: Plan, settings: Sequence[Setting]) -> None:
 
 
 def ask_explore(store: Store, plan: Plan) -> None:
-    for factor in FACTORS:
-        for seed in plan.explore_seeds:
-            for name in VARIANTS:
-                tried(store, variant(store, plan, name, factor), seed)
+    for factor, steps, seed in product(FACTORS, plan.lengths, plan.explore_seeds):
+        for name in VARIANTS:
+            tried(store, variant(store, plan, name, steps, factor), seed)
 
 
 def comparable(name: str) -> bool:
@@ -242,7 +242,7 @@ def tried_values(store: Store, plan: Plan, name: str, factor: float, metric: str
     found = []
     for seed in plan.explore_seeds:
         try:
-            found.append(tried(store, variant(store, plan, name, factor), seed)[metric])
+            found.append(tried(store, variant(store, plan, name, plan.steps, factor), seed)[metric])
         except Unfinished:
             continue
     return found
@@ -264,7 +264,7 @@ def chosen(store: Store, plan: Plan) -> Setting:
         return {"name": name, "factor": factor, "accuracy": means[name, factor], "of": len(means)}
 
     record = store.record("chosen", make)
-    return variant(store, plan, record["name"], record["factor"])
+    return variant(store, plan, record["name"], plan.steps, record["factor"])
 
 
 def ask_again(store: Store, plan: Plan) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ def write_fresh(store: Store, plan: Plan, path: Path) -> list[dict[str, Any]]:
             passed=sum(not run["failures"] for run in runs if "failures" in run),
             learning_rates=rates(store, plan),
             again=_finished(lambda: vars(chosen(store, plan))),
+            forward=Counter(_forward(path) for path in store.folder.glob("adapters/*/*.json")),
         )
     return runs
 
@@ -70,6 +73,10 @@ def fresh_record(store: Store, plan: Plan, seed: int) -> dict[str, Any]:
     return record
 
 
+def _forward(path: Path) -> str:
+    return json.loads(path.read_text(encoding="utf-8"))["forward"]
+
+
 def rates(store: Store, plan: Plan) -> dict[str, float]:
     """Swept learning rates."""
     found = {}
@@ -92,8 +99,10 @@ def write_explored(store: Store, plan: Plan, path: Path) -> None:
             for steps in plan.lengths
             for method in METHODS
         }
-        rows = {name: _tried(store, plan, seed, name) for name in VARIANTS}
-        record = {"sweep": _filled(sweep), "tried": _filled(rows)}
+        record = {"sweep": _filled(sweep)}
+        for steps in plan.lengths:
+            rows = {name: _tried(store, plan, seed, name, steps) for name in VARIANTS}
+            record[f"tried {steps}"] = _filled(rows)
         if any(record.values()):
             runs.append({"seed": seed, **record})
     times = [found for i in range(REPEATS) if (found := _finished(lambda: seconds(store, plan, i)))]  # noqa: B023
@@ -120,10 +129,10 @@ def _sweep(store: Store, plan: Plan, seed: int, method: str, steps: int) -> dict
     return {f"{rate:.0e}".replace("e-0", "e-"): found[rate] for rate in sorted(found)}
 
 
-def _tried(store: Store, plan: Plan, seed: int, name: str) -> dict[str, float]:
+def _tried(store: Store, plan: Plan, seed: int, name: str, steps: int) -> dict[str, float]:
     columns = {}
     for factor, column in zip(FACTORS, ("accuracy", "at half the rate", "at twice the rate"), strict=True):
-        found = _finished(lambda: tried(store, variant(store, plan, name, factor), seed))  # noqa: B023
+        found = _finished(lambda: tried(store, variant(store, plan, name, steps, factor), seed))  # noqa: B023
         if found:
             columns[column] = found["accuracy"]
             if factor == 1:
