@@ -15,7 +15,7 @@ validation and in nothing else; 300 others per seed are for the test.
   all that is measured between two adapters of one task.
 - `short`, `long`: the same with 250 steps (swept), and with 2000 (at the learning rate of 800).
 - `explore`: one thing at a time is changed, at 250 and at 800 steps, on exploration seeds and validation digits only.
-  The list was written before any of it was run.
+  The list was written before any of it was run. `rates`: the same at half and at twice the learning rate.
 - `again`: what looked best of it in accuracy, chosen on these validation digits, on the fresh seeds.
 - `time`: CPU seconds of both methods in turn, with PEFT's own forward pass.
 

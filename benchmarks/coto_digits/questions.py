@@ -226,7 +226,15 @@ def _all_of(store: Store, plan: Plan, settings: Sequence[Setting]) -> None:
 
 
 def ask_explore(store: Store, plan: Plan) -> None:
-    for factor, steps, seed in product(FACTORS, plan.lengths, plan.explore_seeds):
+    _explore(store, plan, FACTORS[:1])
+
+
+def ask_rates(store: Store, plan: Plan) -> None:
+    _explore(store, plan, FACTORS[1:])
+
+
+def _explore(store: Store, plan: Plan, factors: Sequence[float]) -> None:
+    for factor, steps, seed in product(factors, plan.lengths, plan.explore_seeds):
         for name in VARIANTS:
             tried(store, variant(store, plan, name, steps, factor), seed)
 
@@ -306,6 +314,7 @@ QUESTIONS: dict[str, Callable[[Store, Plan], None]] = {
     "sweep": ask_sweep,
     "swept": ask_swept,
     "explore": ask_explore,
+    "rates": ask_rates,
     "again": ask_again,
     "pairs": ask_pairs,
     "short": ask_short,

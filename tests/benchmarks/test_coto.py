@@ -244,7 +244,7 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     trained = []
     real = training.tuned
     monkeypatch.setattr(training, "tuned", lambda *args: trained.append(args[2]) or real(*args))
-    benchmark.main([*arguments, "--only", "swept", "explore", "again", "pairs", "time"])
+    benchmark.main([*arguments, "--only", "swept", "explore", "rates", "again", "pairs", "time"])
     (run,) = json.loads((tmp_path / "results" / "coto.json").read_text())["runs"]
     assert set(run) == {"seed", "failures", "misses", "bar", "swept 16", "pairs swept 16", "again"}
     assert {"accuracy", "two tasks, own adapter", "two tasks, ensemble", "two tasks, fusion"} <= set(run["swept 16"])
@@ -257,7 +257,7 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     assert len(explored["cpu_seconds"]) == 3 and len(record["sweep"]["coto 16 steps"]) >= 3
     count = len(trained)
     assert count > 10 and all(setting.steps in (5, 16) for setting in trained)
-    benchmark.main([*arguments, "--only", "sweep", "swept", "explore", "again", "pairs"])
+    benchmark.main([*arguments, "--only", "sweep", "swept", "explore", "rates", "again", "pairs"])
     assert len(trained) == count
     assert "adapters/" in capsys.readouterr().out
 
