@@ -36,6 +36,13 @@ def test_every_value_arrives():
     assert CoToSection(**section.model_dump(mode="json")) == section
 
 
+def test_an_initial_p_by_layer_arrives_and_is_told():
+    section = CoToSection(initial_p={"layers.0": 0.5, "": 0.1})
+    assert section.config().initial_p == {"layers.0": 0.5, "": 0.1}
+    assert section.words() == "p from 0.1 to 0.5 by layer to 1 over 75% of the steps"
+    assert CoToSection().words() == "p from 0.1 to 1 over 75% of the steps"
+
+
 def test_the_choices_are_the_librarys():
     def choices(name):
         return set(get_args(CoToSection.model_fields[name].annotation))
@@ -51,6 +58,9 @@ def test_the_choices_are_the_librarys():
     ("values", "message"),
     [
         ({"initial_p": 1.5}, "less than or equal to 1"),
+        ({"initial_p": {"layers": 1.5}}, "less than or equal to 1"),
+        ({"initial_p": {"(": 0.5}}, "no regular expression"),
+        ({"initial_p": {}}, "empty mapping"),
         ({"final_p": -0.1}, "greater than or equal to 0"),
         ({"initial_p": float("nan")}, "finite"),
         ({"schedule": "cosine"}, "'linear', 'sine'"),

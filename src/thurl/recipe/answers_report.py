@@ -170,9 +170,7 @@ def _write_html(
     training, coto = recipe.training, recipe.coto
     steps = main.log[-1].get("step") if main.log else 0
     notes = [
-        "Without CoTo: the adapter is trained as usual."
-        if coto is None
-        else f"CoTo: p from {coto.initial_p:g} to {coto.final_p:g} over {coto.stage1_ratio:.0%} of the steps.",
+        "Without CoTo: the adapter is trained as usual." if coto is None else f"CoTo: {coto.words()}.",
         f"Training: {steps} steps, learning rate {training.get('learning_rate')}.",
     ]
     if recipe.model.tiny is not None:

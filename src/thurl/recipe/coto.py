@@ -18,13 +18,15 @@ from thurl.recipe.sections import Section
 __all__ = ["CoToSection", "coto_problems"]
 
 _Patterns = Annotated[tuple[str, ...], Field(strict=False)]
+_Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class CoToSection(Section):
     """Switch the adapter's layers on one by one: settings of `thurl.coto.CoToConfig`, whose defaults hold here."""
 
-    initial_p: float = Field(CoToConfig.initial_p, ge=0, le=1)
-    """p0, the probability that a group of adapters is on in the first step."""
+    initial_p: _Probability | dict[str, _Probability] = CoToConfig.initial_p
+    """p0, the probability that a group of adapters is on in the first step; or one by layer, a mapping from regular
+    expression to p0, of which the first that is found in a module path counts (`""` fits all)."""
     final_p: float = Field(CoToConfig.final_p, ge=0, le=1)
     stage1_ratio: float = Field(CoToConfig.stage1_ratio, ge=0, le=1)
     """Share of the steps in which p rises."""
@@ -46,13 +48,25 @@ class CoToSection(Section):
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
+        by_layer = self.initial_p if isinstance(self.initial_p, dict) else {}
+        patterns = [(("initial_p", pattern), pattern) for pattern in by_layer]
         for name in ("include", "exclude"):
-            for index, pattern in enumerate(getattr(self, name) or ()):
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    found.append(((name, index), f"{pattern!r} is no regular expression: {error}"))
+            patterns += [((name, index), pattern) for index, pattern in enumerate(getattr(self, name) or ())]
+        for where, pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                found.append((where, f"{pattern!r} is no regular expression: {error}"))
+        if self.initial_p == {}:
+            found.append((("initial_p",), "is an empty mapping; give a number, or one for each expression"))
         return found
+
+    def words(self) -> str:
+        """The schedule, for a report."""
+        start = self.initial_p
+        values = start.values() if isinstance(start, dict) else [start]
+        words = f"{min(values):g} to {max(values):g} by layer" if isinstance(start, dict) else f"{start:g}"
+        return f"p from {words} to {self.final_p:g} over {self.stage1_ratio:.0%} of the steps"
 
     def config(self) -> CoToConfig:
         """Settings for `thurl.coto.CoToCallback` and `thurl.coto.CoToGRPOMixin`."""

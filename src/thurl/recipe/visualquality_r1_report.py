@@ -234,7 +234,7 @@ def _settings(recipe: VisualQualityR1Recipe) -> str:
     if adapter is not None:
         words.append(f"{adapter.kind} adapter of rank {adapter.r}")
     if coto is not None:
-        words.append(f"CoTo with p from {coto.initial_p:g} to {coto.final_p:g} over {coto.stage1_ratio:.0%} of them")
+        words.append(f"CoTo with {coto.words()}")
     return ", ".join(words)
 
 
