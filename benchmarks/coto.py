@@ -13,10 +13,12 @@ validation and in nothing else; 300 others per seed are for the test.
 - `sweep`: the learning rate of each method and number of steps, by validation accuracy on the exploration seeds.
 - `swept`: both methods at their learning rates on the fresh seeds: accuracy, pruning, and two tasks merged; `pairs`:
   all that is measured between two adapters of one task.
+- `matched`: CoTo with 151 % of the steps, so that an adapter gets as many updates as LoRA's; `coto longer` in `swept`.
 - `short`, `long`: the same with 250 steps (swept), and with 2000 (at the learning rate of 800).
 - `explore`: one thing at a time is changed, at 250 and at 800 steps, on exploration seeds and validation digits only.
   The list was written before any of it was run. `rates`: the same at half and at twice the learning rate.
-- `again`: what looked best of it in accuracy, chosen on these validation digits, on the fresh seeds.
+- `again`: what looked best of it in accuracy, chosen on these validation digits, on the fresh seeds;
+  `coto chosen` in `swept`.
 - `time`: CPU seconds of both methods in turn, with PEFT's own forward pass.
 
 Seeds 0 to 5 were used when the experiment was designed and are not used here. Results: `results/coto.json` (fresh

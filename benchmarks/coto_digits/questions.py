@@ -132,10 +132,11 @@ def tried(store: Store, setting: Setting, seed: int) -> dict[str, float]:
 
 # What is changed, one thing at a time; each is trained at the swept learning rate of its method, halved and doubled.
 # Written before any of it was run. Settings in which only CoTo takes part are compared with the plain row of LoRA.
+LONGER = "coto, 151 % of the steps"
 VARIANTS: dict[str, dict[str, Any]] = {
     "coto": {"method": "coto"},
     "lora": {"method": "lora"},
-    "coto, 151 % of the steps": {"method": "coto", "stretch": 1.51},
+    LONGER: {"method": "coto", "stretch": 1.51},
     "coto, p0 0": {"method": "coto", "p0": 0.0},
     "coto, p0 30 %": {"method": "coto", "p0": 0.3},
     "coto, p0 50 %": {"method": "coto", "p0": 0.5},
@@ -207,6 +208,15 @@ def swept_setting(store: Store, plan: Plan, method: str, steps: int) -> Setting:
 
 def ask_swept(store: Store, plan: Plan) -> None:
     _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[1]) for method in METHODS])
+
+
+def matched_setting(store: Store, plan: Plan) -> Setting:
+    """CoTo with so many steps that an adapter gets as many updates as with LoRA: 1 / 0.6625 of them."""
+    return variant(store, plan, LONGER, plan.steps)
+
+
+def ask_matched(store: Store, plan: Plan) -> None:
+    _all_of(store, plan, [matched_setting(store, plan)])
 
 
 def ask_pairs(store: Store, plan: Plan) -> None:
@@ -313,6 +323,7 @@ QUESTIONS: dict[str, Callable[[Store, Plan], None]] = {
     "bar": ask_bar,
     "sweep": ask_sweep,
     "swept": ask_swept,
+    "matched": ask_matched,
     "explore": ask_explore,
     "rates": ask_rates,
     "again": ask_again,

@@ -19,6 +19,7 @@ from coto_digits.questions import (
     by_metric,
     chosen,
     long_setting,
+    matched_setting,
     measured,
     rate_of,
     seconds,
@@ -67,9 +68,12 @@ def fresh_record(store: Store, plan: Plan, seed: int) -> dict[str, Any]:
             found = _finished(lambda: by_metric({m: measure(store, setting(m), seed) for m in METHODS}))  # noqa: B023
             if found:
                 record[title] = found
-    found = _finished(lambda: two_tasks(store, chosen(store, plan), seed))
-    if found:
-        record["again"] = by_metric({"chosen": found})
+    # One more column each beside LoRA and CoTo.
+    more = {"coto longer": matched_setting, "coto chosen": chosen}
+    for column, setting_of in more.items():
+        found = _finished(lambda: two_tasks(store, setting_of(store, plan), seed))  # noqa: B023
+        for name, value in (found or {}).items():
+            record.setdefault(f"swept {plan.steps}", {}).setdefault(name, {})[column] = value
     return record
 
 

@@ -232,7 +232,8 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     monkeypatch.setitem(training.PRETRAIN, "steps", 3)
     monkeypatch.setattr(network, "LAYERS", 3)
     monkeypatch.setattr(measures, "MERGES", {"fusion": {"method": "fusion"}})
-    monkeypatch.setattr(questions, "VARIANTS", {k: questions.VARIANTS[k] for k in ("coto", "lora", "coto, p0 0")})
+    names = ["coto", "lora", questions.LONGER]
+    monkeypatch.setattr(questions, "VARIANTS", {k: questions.VARIANTS[k] for k in names})
     benchmark = import_module("coto")
     arguments = ["--seeds", "31", "--explore-seeds", "32", "--steps", "16", "--work", str(tmp_path / "work")]
     arguments += ["--out", str(tmp_path / "results")]
@@ -244,19 +245,20 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     trained = []
     real = training.tuned
     monkeypatch.setattr(training, "tuned", lambda *args: trained.append(args[2]) or real(*args))
-    benchmark.main([*arguments, "--only", "swept", "explore", "rates", "again", "pairs", "time"])
+    benchmark.main([*arguments, "--only", "swept", "matched", "explore", "rates", "again", "pairs", "time"])
     (run,) = json.loads((tmp_path / "results" / "coto.json").read_text())["runs"]
-    assert set(run) == {"seed", "failures", "misses", "bar", "swept 16", "pairs swept 16", "again"}
+    assert set(run) == {"seed", "failures", "misses", "bar", "swept 16", "pairs swept 16"}
+    assert set(run["swept 16"]["two tasks, fusion"]) == {"lora", "coto", "coto longer", "coto chosen"}
     assert {"accuracy", "two tasks, own adapter", "two tasks, ensemble", "two tasks, fusion"} <= set(run["swept 16"])
     explored = json.loads((tmp_path / "results" / "coto_explored.json").read_text())
     (record,) = explored["runs"]
     assert explored["adapters_trained"] > 10
     for rows in (record["tried 16"], record["tried 5"]):
-        assert set(rows) == {"coto", "lora", "coto, p0 0"}
+        assert set(rows) == set(names)
         assert all({"accuracy", "at half the rate", "at twice the rate"} <= set(row) for row in rows.values())
     assert len(explored["cpu_seconds"]) == 3 and len(record["sweep"]["coto 16 steps"]) >= 3
     count = len(trained)
-    assert count > 10 and all(setting.steps in (5, 16) for setting in trained)
+    assert count > 10 and all(setting.steps in (5, 8, 16, 24) for setting in trained)
     benchmark.main([*arguments, "--only", "sweep", "swept", "explore", "rates", "again", "pairs"])
     assert len(trained) == count
     assert "adapters/" in capsys.readouterr().out
