@@ -53,17 +53,29 @@ def measured(store: Store, setting: Setting, seed: int) -> dict[str, float]:
     return store.record(f"measured/{setting.name}/{seed}", make)["measures"]
 
 
-def two_tasks(store: Store, setting: Setting, seed: int) -> dict[str, float]:
-    """On the test digits: `single_measures` of a rotated adapter, `merge_measures` of it and an inverted one."""
+def alone(store: Store, setting: Setting, seed: int) -> dict[str, float]:
+    """`single_measures` of one adapter of the rotated task on the test digits."""
 
     def make() -> dict[str, Any]:
-        adapters = [store.adapter(setting, seed, task=task)[0] for task in TASKS]
-        bench, data = Bench(store.base(seed)), [of_task(digits(seed)["test"], task) for task in TASKS]
-        found = single_measures(bench, adapters[:1], data[0])
-        found |= {f"two tasks, {name}": value for name, value in merge_measures(bench, adapters, data).items()}
+        adapter, _ = store.adapter(setting, seed)
+        found = single_measures(Bench(store.base(seed)), [adapter], of_task(digits(seed)["test"], "rotated"))
         return {"setting": asdict(setting), "measures": found}
 
-    return store.record(f"two_tasks/{setting.name}/{seed}", make)["measures"]
+    return store.record(f"alone/{setting.name}/{seed}", make)["measures"]
+
+
+def two_tasks(store: Store, setting: Setting, inverted_lr: float, seed: int) -> dict[str, float]:
+    """`merge_measures` on the test digits: an adapter of the rotated task and one of the inverted, at its own rate."""
+
+    def make() -> dict[str, Any]:
+        settings = (setting, replace(setting, lr=inverted_lr))
+        adapters = [store.adapter(one, seed, task=task)[0] for one, task in zip(settings, TASKS, strict=True)]
+        data = [of_task(digits(seed)["test"], task) for task in TASKS]
+        found = merge_measures(Bench(store.base(seed)), adapters, data)
+        named = {f"two tasks, {name}": value for name, value in found.items()}
+        return {"setting": asdict(setting), "inverted_lr": inverted_lr, "measures": named}
+
+    return store.record(f"two_tasks/{setting.name}/inverted-lr{inverted_lr:g}-{seed}", make)["measures"]
 
 
 def validated(store: Store, setting: Setting, seed: int, task: str = "rotated") -> dict[str, float]:
@@ -88,7 +100,7 @@ def by_metric(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     return {name: {method: found[method][name] for method in found} for name in next(iter(found.values()))}
 
 
-def swept(store: Store, setting: Setting, seeds: Sequence[int]) -> dict[float, float]:
+def swept(store: Store, setting: Setting, seeds: Sequence[int], task: str = "rotated") -> dict[float, float]:
     """Mean validation accuracy over the seeds by learning rate.
 
     From 2e-3, 5e-3 and 1e-2 on; as long as the best is the lowest or the highest tried, the next of `RATES` is tried.
@@ -98,7 +110,7 @@ def swept(store: Store, setting: Setting, seeds: Sequence[int]) -> dict[float, f
     def at(index: int) -> float:
         rate = RATES[index]
         if rate not in found:
-            runs = [validated(store, replace(setting, lr=rate), seed) for seed in seeds]
+            runs = [validated(store, replace(setting, lr=rate), seed, task) for seed in seeds]
             found[rate] = statistics.fmean(run["accuracy"] for run in runs)
         return found[rate]
 
@@ -177,9 +189,9 @@ class Plan:
         return self.steps * 5 // 16, self.steps
 
 
-def rate_of(store: Store, plan: Plan, method: str, steps: int) -> float:
-    """The swept learning rate of a method and a number of steps."""
-    return best_rate(swept(store, Setting(method=method, steps=steps), plan.explore_seeds))
+def rate_of(store: Store, plan: Plan, method: str, steps: int, task: str = "rotated") -> float:
+    """The swept learning rate of a method, a number of steps and a task."""
+    return best_rate(swept(store, Setting(method=method, steps=steps), plan.explore_seeds, task))
 
 
 def variant(store: Store, plan: Plan, name: str, steps: int, factor: float = 1.0) -> Setting:
@@ -196,9 +208,8 @@ def ask_bar(store: Store, plan: Plan) -> None:
 
 
 def ask_sweep(store: Store, plan: Plan) -> None:
-    for steps in plan.lengths:
-        for method in METHODS:
-            rate_of(store, plan, method, steps)
+    for task, steps, method in product(TASKS, plan.lengths, METHODS):
+        rate_of(store, plan, method, steps, task)
 
 
 def swept_setting(store: Store, plan: Plan, method: str, steps: int) -> Setting:
@@ -207,7 +218,7 @@ def swept_setting(store: Store, plan: Plan, method: str, steps: int) -> Setting:
 
 
 def ask_swept(store: Store, plan: Plan) -> None:
-    _all_of(store, plan, [swept_setting(store, plan, method, plan.lengths[1]) for method in METHODS])
+    _all_of(store, plan, [swept_setting(store, plan, method, plan.steps) for method in METHODS])
 
 
 def matched_setting(store: Store, plan: Plan) -> Setting:
@@ -230,9 +241,17 @@ def ask_short(store: Store, plan: Plan) -> None:
 
 
 def _all_of(store: Store, plan: Plan, settings: Sequence[Setting]) -> None:
-    for seed in plan.seeds:
-        for setting in settings:
-            two_tasks(store, setting, seed)
+    for seed, setting in product(plan.seeds, settings):
+        alone(store, setting, seed)
+    for seed, setting in product(plan.seeds, settings):
+        merged(store, plan, setting, seed)
+
+
+def merged(store: Store, plan: Plan, setting: Setting, seed: int) -> dict[str, float]:
+    """`two_tasks`; the inverted task is as far from its swept rate as the rotated one, for 250 or for 800 steps."""
+    steps = plan.lengths[0] if setting.steps == plan.lengths[0] else plan.steps
+    factor = setting.lr / rate_of(store, plan, setting.method, steps)
+    return two_tasks(store, setting, round(factor * rate_of(store, plan, setting.method, steps, "inverted"), 6), seed)
 
 
 def ask_explore(store: Store, plan: Plan) -> None:

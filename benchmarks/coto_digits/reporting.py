@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ from coto_digits.questions import (
     FACTORS,
     METHODS,
     REPEATS,
+    TASKS,
     VARIANTS,
     Plan,
+    alone,
     bar_record,
-    by_metric,
     chosen,
     long_setting,
     matched_setting,
     measured,
+    merged,
     rate_of,
     seconds,
     swept_setting,
     tried,
-    two_tasks,
     validated,
     variant,
 )
@@ -64,17 +66,22 @@ def fresh_record(store: Store, plan: Plan, seed: int) -> dict[str, Any]:
     }
     swept["long"] = lambda method: long_setting(store, plan, method)
     for name, setting in swept.items():
-        for measure, title in ((two_tasks, name), (measured, f"pairs {name}")):
-            found = _finished(lambda: by_metric({m: measure(store, setting(m), seed) for m in METHODS}))  # noqa: B023
-            if found:
-                record[title] = found
+        for method in METHODS:
+            _add_column(record, name, method, lambda: alone(store, setting(method), seed))  # noqa: B023
+            _add_column(record, name, method, lambda: merged(store, plan, setting(method), seed))  # noqa: B023
+            _add_column(record, f"pairs {name}", method, lambda: measured(store, setting(method), seed))  # noqa: B023
     # One more column each beside LoRA and CoTo.
     more = {"coto longer": matched_setting, "coto chosen": chosen}
     for column, setting_of in more.items():
-        found = _finished(lambda: two_tasks(store, setting_of(store, plan), seed))  # noqa: B023
-        for name, value in (found or {}).items():
-            record.setdefault(f"swept {plan.steps}", {}).setdefault(name, {})[column] = value
+        name = f"swept {plan.steps}"
+        _add_column(record, name, column, lambda: alone(store, setting_of(store, plan), seed))  # noqa: B023
+        _add_column(record, name, column, lambda: merged(store, plan, setting_of(store, plan), seed))  # noqa: B023
     return record
+
+
+def _add_column(record: dict[str, Any], name: str, column: str, ask: Callable[[], dict[str, float]]) -> None:
+    for metric, value in (_finished(ask) or {}).items():
+        record.setdefault(name, {}).setdefault(metric, {})[column] = value
 
 
 def _forward(path: Path) -> str:
@@ -85,10 +92,10 @@ def rates(store: Store, plan: Plan) -> dict[str, float]:
     """Swept learning rates."""
     found = {}
     for steps in plan.lengths:
-        for method in METHODS:
-            rate = _finished(lambda: rate_of(store, plan, method, steps))  # noqa: B023
+        for method, task in product(METHODS, TASKS):
+            rate = _finished(lambda: rate_of(store, plan, method, steps, task))  # noqa: B023
             if rate:
-                found[f"{method} {steps}"] = rate
+                found[f"{task} {method} {steps}"] = rate
     return found
 
 
@@ -97,11 +104,8 @@ def write_explored(store: Store, plan: Plan, path: Path) -> None:
     runs = []
     for seed in plan.explore_seeds:
         sweep = {
-            f"{method} {steps} steps": {
-                text: value for text, value in _sweep(store, plan, seed, method, steps).items()
-            }
-            for steps in plan.lengths
-            for method in METHODS
+            f"{task}, {method}, {steps} steps": _sweep(store, seed, method, steps, task)
+            for task, steps, method in product(TASKS, plan.lengths, METHODS)
         }
         record = {"sweep": _filled(sweep)}
         for steps in plan.lengths:
@@ -122,12 +126,12 @@ def write_explored(store: Store, plan: Plan, path: Path) -> None:
         )
 
 
-def _sweep(store: Store, plan: Plan, seed: int, method: str, steps: int) -> dict[str, float]:
+def _sweep(store: Store, seed: int, method: str, steps: int, task: str) -> dict[str, float]:
     found = {}
     for folder in sorted(store.folder.glob(f"validated/{method}_{steps}_lr*")):
         rate = float(folder.name.rpartition("lr")[2])
         setting = Setting(method=method, steps=steps, lr=rate)
-        value = _finished(lambda: validated(store, setting, seed)["accuracy"])  # noqa: B023
+        value = _finished(lambda: validated(store, setting, seed, task)["accuracy"])  # noqa: B023
         if value is not None:
             found[rate] = value
     return {f"{rate:.0e}".replace("e-0", "e-"): found[rate] for rate in sorted(found)}

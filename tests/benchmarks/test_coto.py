@@ -193,7 +193,7 @@ def test_the_sweep_goes_on_as_long_as_the_best_is_at_its_edge(monkeypatch, best,
     questions = part("questions")
     asked = []
 
-    def validated(store, setting, seed):
+    def validated(store, setting, seed, task):
         asked.append(seed)
         return {"accuracy": 1 - abs(setting.lr - best) + 0.1 * (seed == 7), "loss": 0.0}
 
@@ -256,7 +256,7 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     for rows in (record["tried 16"], record["tried 5"]):
         assert set(rows) == set(names)
         assert all({"accuracy", "at half the rate", "at twice the rate"} <= set(row) for row in rows.values())
-    assert len(explored["cpu_seconds"]) == 3 and len(record["sweep"]["coto 16 steps"]) >= 3
+    assert len(explored["cpu_seconds"]) == 3 and len(record["sweep"]["inverted, coto, 16 steps"]) >= 3
     count = len(trained)
     assert count > 10 and all(setting.steps in (5, 8, 16, 24) for setting in trained)
     benchmark.main([*arguments, "--only", "sweep", "swept", "explore", "rates", "again", "pairs"])
