@@ -22,8 +22,8 @@ Per seed, method and (mean over) task, on test texts that no task has trained on
 - `train_loss`, `cpu_seconds` of training: a plain and a CoTo run alternate; on a busy machine only large differences
   mean something.
 
-Everything that is finished lies in `--work`; a second call goes on from there. The results file holds what is there,
-and says in `note` what is missing.
+Everything that is finished lies in `--work`; a second call goes on from there, and one with `--assemble` only writes
+the results file. That holds what is there, and says in `note` what is missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from text_model import CONFIGS, Reader, encode, fit_head, load_encoder, measured, train_adapter, weights_folder
+from text_model import CONFIGS, Head, Reader, encode, fit_head, load_encoder, measured, train_adapter, weights_folder
 from text_tasks import TASKS, load_tasks
 
 from thurl.coto.adapters import Adapter, read_adapter
@@ -69,6 +69,10 @@ def methods(kind: str) -> tuple[str, str]:
     return kind, f"{kind}_coto"
 
 
+class NotMeasuredError(ThurlError):
+    """With `--assemble`: the next part of the plan is not in the work folder."""
+
+
 class Experiment:
     """Trains and measures what the work folder does not hold yet.
 
@@ -77,12 +81,15 @@ class Experiment:
         model: folder of the weights, or None for the installed package.
         work: folder of finished parts.
         settings: `steps`, `batch`, `length`, `train`, `validation`, `test`, `probe`; a work folder keeps to its own.
+        assemble: measure nothing; `NotMeasuredError` where something is missing.
     """
 
-    def __init__(self, data: Path, model: Path | None, work: Path, settings: dict[str, int]) -> None:
+    def __init__(
+        self, data: Path, model: Path | None, work: Path, settings: dict[str, int], *, assemble: bool = False
+    ) -> None:
         from transformers import AutoTokenizer
 
-        self.work, self.settings = work, settings
+        self.work, self.settings, self.assemble = work, settings, assemble
         caps = {name: settings[name] for name in ("train", "validation", "test")}
         tasks = load_tasks(data, **caps)
         folder = weights_folder(model)
@@ -91,16 +98,23 @@ class Experiment:
         self.encoder = load_encoder(folder)
         self.reader = Reader(self.encoder)
         self.data = {name: encode(tokenizer, task, settings["length"]) for name, task in tasks.items()}
-        self.heads = {}
-        for name, parts in self.data.items():
-            features = self.reader.features(None, parts["train"])
-            self.heads[name] = fit_head(features, parts["train"].labels, tasks[name].classes)
-        self.frozen = {name: self.score(None, name, "test") for name in TASKS}
+        self.classes = {name: task.classes for name, task in tasks.items()}
+        self._heads: dict[str, Head] = {}
+        self.frozen = self._kept(
+            work / "frozen.json", lambda: {name: self.score(None, name, "test") for name in TASKS}
+        )
+
+    def head(self, task: str) -> Head:
+        """The frozen head of a task."""
+        if task not in self._heads:
+            train = self.data[task]["train"]
+            self._heads[task] = fit_head(self.reader.features(None, train), train.labels, self.classes[task])
+        return self._heads[task]
 
     def score(self, adapter: Adapter | None, task: str, split: str, limit: int | None = None) -> dict[str, float]:
         """Accuracy and loss of an adapter on a task."""
         data = self.data[task][split]
-        return measured(self.heads[task](self.reader.features(adapter, data, limit)), data.labels)
+        return measured(self.head(task)(self.reader.features(adapter, data, limit)), data.labels)
 
     def probe(self, adapter: Adapter, task: str) -> dict[str, float]:
         """The same on the first test texts."""
@@ -114,7 +128,7 @@ class Experiment:
             kind, _, coto = method.partition("_")
             model, record = train_adapter(
                 self.encoder,
-                self.heads[task],
+                self.head(task),
                 self.data[task]["train"],
                 kind=kind,
                 coto=bool(coto),
@@ -230,7 +244,7 @@ class Experiment:
 
     def _ensemble(self, adapters: Sequence[Adapter], task: str) -> float:
         data, limit = self.data[task]["test"], self.settings["probe"]
-        logits = [self.heads[task](self.reader.features(adapter, data, limit)) for adapter in adapters]
+        logits = [self.head(task)(self.reader.features(adapter, data, limit)) for adapter in adapters]
         return measured(torch.stack(logits).mean(0), data.labels)["accuracy"]
 
     def _unit(self, method: str, task: str, seed: int, rate: float) -> Path:
@@ -238,6 +252,8 @@ class Experiment:
 
     def _kept(self, file: Path, make: Callable[[], Any]) -> Any:
         if not file.is_file():
+            if self.assemble:
+                raise NotMeasuredError(f"{file} is not there yet; run without `--assemble` to go on")
             started = time.perf_counter()
             write_atomically(file, json.dumps(make()) + "\n")
             sys.stdout.write(f"{file.relative_to(self.work)}: {time.perf_counter() - started:.1f} s\n")
@@ -257,38 +273,43 @@ def _ranked(tried: dict[float, dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(tried.values(), key=lambda one: one["loss"])
 
 
-def run(experiment: Experiment, kinds: Sequence[str], seeds: Sequence[int], finished: Callable[[dict], None]) -> None:
-    """The whole plan, kind by kind and seed by seed; `finished` gets everything measured so far after each stage."""
-    found: dict[str, Any] = {"sweep": {}, "units": [], "lines": {}, "prunes": {}, "merges": {}, "pairs": {}}
+def run(
+    experiment: Experiment,
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    found: dict[str, Any],
+    finished: Callable[[], None],
+) -> None:
+    """The whole plan, kind by kind and seed by seed, into `found`; `finished` is called after each stage."""
     for kind in kinds:
         found["sweep"].update(experiment.sweep(kind))
         rates = {method: found["sweep"][method][0]["lr"] for method in methods(kind)}
         for seed in seeds:
             for task in TASKS:
-                found["units"] += [experiment.trained(m, task, seed, rates[m]) for m in methods(kind)]
-            finished(found)
+                for method in methods(kind):
+                    found["units"].append(experiment.trained(method, task, seed, rates[method]))
+            finished()
         for position, seed in enumerate(seeds):
             other = seeds[(position + 1) % len(seeds)]
             for method, rate in rates.items():
-                merged = experiment.merge(method, TASKS, seed, rate, MERGES, ensemble=False)
-                found["merges"][method, seed] = merged
+                found["merges"][method, seed] = experiment.merge(method, TASKS, seed, rate, MERGES, ensemble=False)
                 found["prunes"][method, seed] = [experiment.prune(method, task, seed, rate) for task in PROBED]
                 if other != seed:
                     lines = [experiment.line(method, task, (seed, other), rate) for task in PROBED]
                     found["lines"][method, seed] = lines
-            finished(found)
+            finished()
         for seed in seeds:
             for method, rate in rates.items():
                 pairs = [experiment.merge(method, pair, seed, rate, PAIR_MERGES, ensemble=True) for pair in PAIRS]
                 found["pairs"][method, seed] = pairs
-            finished(found)
+            finished()
     for kind in kinds:
         for seed in seeds:
             for method in methods(kind):
                 rate = found["sweep"][method][0]["lr"]
                 whole = experiment.merge(method, TASKS, seed, rate, SLOW_MERGES, ensemble=True)
                 found["merges"][method, seed] = {**found["merges"][method, seed], **whole}
-            finished(found)
+            finished()
 
 
 def records(found: dict[str, Any], seeds: Sequence[int], frozen: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
@@ -348,17 +369,22 @@ def gains(run: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def missing(found: dict[str, Any], kinds: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """What a complete file would hold and this one does not."""
-    lacks = []
-    for kind in kinds:
-        for method in methods(kind):
-            trained = sum(unit["method"] == method for unit in found["units"])
-            if trained < len(seeds) * len(TASKS):
-                lacks.append(f"{method}: {trained} of {len(seeds) * len(TASKS)} adapters")
-            for name in ("merges", "prunes", "lines", "pairs"):
-                count = sum(at in seeds for made, at in found[name] if made == method)
-                if count < len(seeds) and not (name == "lines" and len(seeds) == 1):
-                    lacks.append(f"{method}: {name} of {count} of {len(seeds)} seeds")
-    return lacks
+    lacks, absent = [], []
+    for method in [method for kind in kinds for method in methods(kind)]:
+        trained = sum(unit["method"] == method for unit in found["units"])
+        if not trained:
+            absent.append(method)
+            continue
+        if trained < len(seeds) * len(TASKS):
+            lacks.append(f"{trained} of {len(seeds) * len(TASKS)} adapters of {method}")
+        for name in ("merges", "prunes", "lines", "pairs"):
+            count = sum(made == method for made, _ in found[name])
+            if count < len(seeds) and not (name == "lines" and len(seeds) == 1):
+                lacks.append(f"{name} of {method} for {count} of {len(seeds)} seeds")
+        slow = sum(made == method and "ensemble" in merged for (made, _), merged in found["merges"].items())
+        if slow < len(seeds):
+            lacks.append(f"ensemble and alignment of all tasks, {method}, for {slow} of {len(seeds)} seeds")
+    return [*lacks, *([f"nothing of {', '.join(absent)}"] if absent else [])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -374,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in {"validation": 300, "test": 300, "probe": 150}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="at most so many texts per task")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--assemble", action="store_true", help="measure nothing, write what the work folder holds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     names = ("steps", "batch", "length", "train", "validation", "test", "probe")
@@ -381,9 +408,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if SWEEP_SEED in options.seeds or len(set(options.seeds)) != len(options.seeds):
             raise UsageError(f"--seeds {options.seeds}: different seeds, without {SWEEP_SEED}, the seed of the sweep")
-        experiment = Experiment(options.data, options.model, options.work, settings)
+        experiment = Experiment(options.data, options.model, options.work, settings, assemble=options.assemble)
+        found: dict[str, Any] = {"sweep": {}, "units": [], "lines": {}, "prunes": {}, "merges": {}, "pairs": {}}
 
-        def finished(found: dict[str, Any]) -> None:
+        def finished() -> None:
             lacks = missing(found, options.kinds, options.seeds)
             write_results(
                 options.out,
@@ -393,10 +421,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sweep=found["sweep"],
                 units=found["units"],
                 other_rates=experiment.others(found["sweep"], options.seeds),
-                note=f"Partial: {'; '.join(lacks)}." if lacks else "",
+                note=f"Partial, without {'; '.join(lacks)}." if lacks else "",
             )
 
-        run(experiment, options.kinds, options.seeds, finished)
+        try:
+            run(experiment, options.kinds, options.seeds, found, finished)
+        except NotMeasuredError as error:
+            sys.stderr.write(f"{error}\n")
+            finished()
     except ThurlError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

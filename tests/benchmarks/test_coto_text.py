@@ -206,11 +206,19 @@ def test_from_end_to_end_and_on_from_where_it_stopped(benchmark, texts, weights,
     with pytest.raises(KeyboardInterrupt):
         run(benchmark, texts, weights, tmp_path, "--kinds", "lora")
     partial = json.loads((tmp_path / "o.json").read_text())
-    assert partial["note"].startswith("Partial: lora: 7 of 14 adapters; lora: merges of 0 of 2 seeds")
+    assert partial["note"].startswith("Partial, without 7 of 14 adapters of lora; merges of lora for 0 of 2 seeds")
+    assert "nothing of" not in partial["note"]
     assert partial["runs"][1]["accuracy"] == {}  # nothing of seed 2 is there, and nothing stands in for it
     first = {(unit["method"], unit["task"]): unit for unit in partial["units"]}
 
-    monkeypatch.setattr(benchmark.coto_text, "train_adapter", whole)
+    # Assembling takes what lies there, more than the last stage has written, and trains nothing.
+    assert run(benchmark, texts, weights, tmp_path, "--kinds", "lora", "dora", "--assemble") == 0
+    assembled = json.loads((tmp_path / "o.json").read_text())
+    assert assembled["runs"] == partial["runs"]
+    assert len(assembled["units"]) >= len(partial["units"]) == 14 and len(trained) == 36
+    assert assembled["note"].endswith("nothing of dora, dora_coto.")
+    assert "is not there yet" in capsys.readouterr().err
+
     again = []
     monkeypatch.setattr(
         benchmark.coto_text,
@@ -264,5 +272,7 @@ def test_what_is_missing_ends_with_its_code(benchmark, texts, weights, tmp_path,
         benchmark.text_model.weights_folder()
     assert run(benchmark, texts, tmp_path, tmp_path) == 3  # a folder without weights
     assert "model.safetensors" in capsys.readouterr().err
+    assert run(benchmark, texts, weights, tmp_path, "--assemble") == 1  # an empty work folder is no result
+    assert not (tmp_path / "o.json").exists()
     assert run(benchmark, texts, weights, tmp_path, "--seeds", "0") == UsageError.exit_code
     assert "seed of the sweep" in capsys.readouterr().err
