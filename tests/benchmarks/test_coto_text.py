@@ -18,9 +18,9 @@ SETTINGS = ["--steps", "3", "--batch", "4", "--length", "12", "--train", "24", "
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """The three files of the benchmark, loaded as a script loads them."""
+    """The four files of the benchmark, loaded as a script loads them."""
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("text_tasks", "text_model", "coto_text")
+    names = ("text_tasks", "text_model", "text_report", "coto_text")
     loaded = SimpleNamespace()
     for name in names:
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
