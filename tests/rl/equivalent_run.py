@@ -29,10 +29,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from thurl.data.records import RatedImage
-from thurl.recipe.visualquality_r1_run import whole_parameters
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
+from thurl.training.sharded import whole_parameters
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grpo_equivalence.json"

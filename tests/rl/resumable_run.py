@@ -24,10 +24,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCall
 
 from thurl.data.records import RatedImage
 from thurl.errors import ThurlError
-from thurl.recipe.visualquality_r1_run import whole_parameters
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, build_rank_dataset
 from thurl.training import exact_resume
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
+from thurl.training.sharded import whole_parameters
 
 
 IMAGES = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from thurl.text.evaluation import Reply, answer_questions, answer_scores
 from thurl.text.loading import load_language_model
 from thurl.text.prompts import PromptStyle, training_rows
 from thurl.text.questions import Question, read_questions, shuffle_answers
+from thurl.training.sharded import whole_parameters
 
 
 __all__ = ["Evaluation", "QuestionTask", "Task", "load_questions"]
@@ -163,15 +163,6 @@ class QuestionTask:
             )
         scores = answer_scores(replies)
         return Evaluation(scores["mean"], scores["tasks"], [_example(reply) for reply in replies])
-
-
-def whole_parameters(model: Any) -> AbstractContextManager[Any]:
-    """Context in which the parameters of a ZeRO-3 model are whole on every process; nothing to do for others."""
-    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
 def build_start(recipe: Any, place: Path) -> None:

@@ -6,12 +6,9 @@ The sixty lines that matter are `train`; everything they call is public in `thur
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from thurl.data.records import RatedImage
-from thurl.errors import ThurlError
 from thurl.recipe.adapters import peft_config
 from thurl.recipe.plan import warn_before_start
+from thurl.recipe.start import built_once
 from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe, prompt_preset
 from thurl.recipe.visualquality_r1_coto import rank_trainer
 from thurl.recipe.visualquality_r1_data import Study, fingerprint, load_study
@@ -37,6 +34,7 @@ from thurl.rl.rollouts import RolloutOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
+from thurl.training.sharded import whole_parameters
 
 
 __all__ = ["Way", "run", "run_way", "starting_point", "train"]
@@ -195,15 +193,6 @@ def evaluator(
     )
 
 
-def whole_parameters(model: Any) -> AbstractContextManager[Any]:
-    """Context in which the parameters of a ZeRO-3 model are whole on every process; nothing to do for others."""
-    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(model.parameters()))
-
-
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +211,6 @@ def starting_point(
     if recipe.model.tiny is None:
         return str(recipe.model.name_or_path)
     place = folder / "start"
-    done = place / "complete.json"
     key = fingerprint(
         {
             "model": recipe.model.tiny.model_dump(),
@@ -232,17 +220,7 @@ def starting_point(
             "seed": recipe.training.get("seed"),
         }
     )
-    state = PartialState()
-    if state.is_main_process and not (done.is_file() and done.read_text() == key):
-        if state.num_processes == 1:
-            build_start(recipe, records, place)
-            done.write_text(key)
-        else:
-            _build_in_a_process_of_its_own(recipe_path, overrides)
-    state.wait_for_everyone()
-    if not done.is_file():
-        raise ThurlError(f"The starting model in {place} was not finished; the first process says why.")
-    return str(place)
+    return built_once(place, key, lambda: build_start(recipe, records, place), [__name__, recipe_path, *overrides])
 
 
 def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], place: Path) -> None:
@@ -271,17 +249,6 @@ def build_start(recipe: VisualQualityR1Recipe, records: Sequence[RatedImage], pl
     model.save_pretrained(place)
     processor.save_pretrained(place)
     save_prompt(place, preset)
-
-
-def _build_in_a_process_of_its_own(recipe_path: str, overrides: Sequence[str]) -> None:
-    """`build_start` without the launcher's variables: inside a process group Trainer would wait for the others."""
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in launcher and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
-    }
-    subprocess.run([sys.executable, "-m", __name__, recipe_path, *overrides], env=environment, check=False)
 
 
 def load_model(recipe: VisualQualityR1Recipe, args: RankGRPOConfig, model_path: str) -> tuple[Any, Any]:
