@@ -107,7 +107,7 @@ def test_a_whole_run_with_its_control(tmp_path):
     assert [entry["step"] for entry in results["validation"]] == [0, 2]
     page = (tmp_path / "report.html").read_text()
     assert "Supervised fine-tuning on rated pictures" in page and "GRPO" not in page
-    assert "CoTo with p from 0.1 to 1 over 75% of them" in page and "lora adapter of rank 8" in page
+    assert "CoTo with p from 0.1 to 1 over 75% of the steps" in page and "lora adapter of rank 8" in page
     side = json.loads((tmp_path / "coto_config.json").read_text())
     assert side["config"]["initial_p"] == 0.1 and side["total_steps"] == 2
     assert (tmp_path / "adapter_model.safetensors").is_file()
