@@ -239,7 +239,9 @@ def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch,
     arguments += ["--out", str(tmp_path / "results")]
     code = benchmark.main([*arguments, "--only", "bar", "sweep"])
     (run,) = json.loads((tmp_path / "results" / "coto.json").read_text())["runs"]
-    assert code == bool(run["failures"]) and set(run) == {"seed", "bar", "failures", "misses"}
+    assert code == bool(run["failures"])
+    # A method whose swept rate is that of the bar has its pairs already.
+    assert set(run) - {"pairs swept 16"} == {"seed", "bar", "failures", "misses"}
     assert all(set(both) == {"lora", "coto"} for both in run["bar"].values()) and set(questions.BAR) <= set(run["bar"])
     assert 0 <= run["bar"]["accuracy"]["coto"] <= 1 and run["bar"]["factor barrier"]["lora"] >= 0
     trained = []
