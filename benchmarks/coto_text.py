@@ -13,12 +13,13 @@ wins; accuracies over so few texts lie within each other's error.
 Per seed, method and (mean over) task, on test texts that no task has trained on:
 
 - `accuracy`: each adapter on its task; `frozen` is the head without any adapter. All tasks.
-- `line`: between the adapters of this seed and the next (the last with the first), in factor and in delta space:
-  accuracy in the middle, barrier of the loss on the grid. DoRA has no delta space. Three tasks.
-- `merge`: one adapter out of all seven, with each task's own head; accuracy over the seven tasks. `ensemble` is the
+- `line_...`: between the adapters of this seed and the next (the last with the first), in factor and in delta
+  space: accuracy in the middle, barrier of the loss on the grid. DoRA has no delta space. Three tasks.
+- `merge_...`: one adapter out of all seven, with each task's own head; accuracy over the seven tasks. `ensemble` is the
   mean of the logits that the task's head gives under each adapter.
-- `pairs`: the same of pairs of tasks, over both tasks and the pairs.
-- `prune`: layers left in or out (`every_other`: mean of the even and the odd ones), entries set to 0. Three tasks.
+- `pairs_...`: the same of pairs of tasks, over both tasks and the pairs.
+- `prune_...`: layers left in or out (`every_other`: mean of the even and the odd ones), entries set to 0; `whole` is
+  the adapter untouched. Three tasks.
 - `train_loss`, `cpu_seconds` of training: a plain and a CoTo run alternate; on a busy machine only large differences
   mean something.
 

@@ -1,4 +1,4 @@
-"""The records of the text experiment's results file: per seed, measure -> what -> method -> mean over tasks."""
+"""The records of the text experiment's results file: accuracies per task, all measures, what CoTo changes."""
 
 from __future__ import annotations
 
@@ -16,53 +16,57 @@ def methods(kind: str) -> tuple[str, str]:
 
 
 def records(found: dict[str, Any], seeds: Sequence[int], frozen: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """One record per seed: measure -> what -> method -> mean over tasks. A mean that lacks a task is left out."""
+    """One record per seed. A mean that lacks a task is left out.
+
+    Returns:
+        `accuracy`: task -> method, with `frozen` for the head alone; `metric`: measure -> method, means over tasks;
+        `gain`: measure -> kind, with CoTo minus without.
+    """
     runs = []
     for seed in seeds:
-        run: dict[str, Any] = {"seed": seed, "accuracy": {}, "train_loss": {}, "cpu_seconds": {}}
+        accuracy: dict[str, dict[str, float]] = {}
+        metric: dict[str, dict[str, float]] = {}
         for method in found["sweep"]:
             units = {u["task"]: u for u in found["units"] if u["seed"] == seed and u["method"] == method}
             if set(units) != set(TASKS):
                 continue
             for task in TASKS:
-                run["accuracy"].setdefault(task, {"frozen": frozen[task]["accuracy"]})
-                run["accuracy"][task][method] = units[task]["test"]["accuracy"]
-            mean = run["accuracy"].setdefault(
-                "mean", {"frozen": statistics.mean(frozen[task]["accuracy"] for task in TASKS)}
-            )
-            mean[method] = statistics.mean(unit["test"]["accuracy"] for unit in units.values())
+                accuracy.setdefault(task, {"frozen": frozen[task]["accuracy"]})[method] = units[task]["test"][
+                    "accuracy"
+                ]
+            base = statistics.mean(frozen[task]["accuracy"] for task in TASKS)
+            mean = statistics.mean(unit["test"]["accuracy"] for unit in units.values())
+            metric.setdefault("accuracy", {"frozen": base})[method] = mean
             for name in ("train_loss", "cpu_seconds"):
-                run[name][method] = statistics.mean(unit[name] for unit in units.values())
-        for (method, at), lines in found["lines"].items():
-            for space in lines[0] if at == seed else ():
-                for name in ("middle", "barrier"):
-                    value = statistics.mean(line[space][name] for line in lines)
-                    run.setdefault("line", {}).setdefault(f"{space}_{name}", {})[method] = value
-        for (method, at), prunes in found["prunes"].items():
-            for name in prunes[0] if at == seed else ():
-                value = statistics.mean(prune[name] for prune in prunes)
-                run.setdefault("prune", {}).setdefault(name, {})[method] = value
-        for (method, at), merged in found["merges"].items():
-            for way in merged if at == seed else ():
-                value = statistics.mean(merged[way].values())
-                run.setdefault("merge", {}).setdefault(way, {})[method] = value
-        for (method, at), pairs in found["pairs"].items():
-            for way in pairs[0] if at == seed else ():
-                value = statistics.mean(value for pair in pairs for value in pair[way].values())
-                run.setdefault("pairs", {}).setdefault(way, {})[method] = value
-        run["gain"] = gains(run)
-        runs.append(run)
+                metric.setdefault(name, {})[method] = statistics.mean(unit[name] for unit in units.values())
+        for group in ("lines", "prunes", "merges", "pairs"):
+            for (method, at), values in found[group].items():
+                for name, value in (_means(group, values) if at == seed else {}).items():
+                    metric.setdefault(name, {})[method] = value
+        runs.append({"seed": seed, "accuracy": accuracy, "metric": metric, "gain": gains(metric)})
     return runs
 
 
-def gains(run: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _means(group: str, values: Any) -> dict[str, float]:
+    """Means over the tasks of what was measured in one seed, by the names of the table."""
+    mean = statistics.mean
+    if group == "lines":
+        return {
+            f"line_{space}_{name}": mean(line[space][name] for line in values)
+            for space in values[0]
+            for name in ("middle", "barrier")
+        }
+    if group == "prunes":
+        return {f"prune_{name}": mean(prune[name] for prune in values) for name in values[0]}
+    if group == "merges":
+        return {f"merge_{way}": mean(values[way].values()) for way in values}
+    return {f"pairs_{way}": mean(one for pair in values for one in pair[way].values()) for way in values[0]}
+
+
+def gains(metric: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """With CoTo minus without, per measure and kind of adapter, in one seed."""
-    measures = {"accuracy": run["accuracy"].get("mean", {})}
-    for group in ("line", "merge", "pairs", "prune"):
-        measures.update({f"{group}_{name}": values for name, values in run.get(group, {}).items()})
-    measures["train_loss"] = run["train_loss"]
     found: dict[str, dict[str, float]] = {}
-    for name, values in measures.items():
+    for name, values in metric.items():
         for kind in CONFIGS:
             plain, coto = methods(kind)
             if plain in values and coto in values:

@@ -234,14 +234,21 @@ def test_from_end_to_end_and_on_from_where_it_stopped(benchmark, texts, weights,
     tried = [len(document["sweep"][method]) for method in ("lora", "lora_coto")]
     assert all(3 <= count <= 5 for count in tried)
     for record in document["runs"]:
-        assert set(record["accuracy"]) == {*benchmark.text_tasks.TASKS, "mean"}
-        assert set(record["accuracy"]["mean"]) == {"frozen", "lora", "lora_coto"}
-        assert set(record["line"]) == {f"{s}_{w}" for s in ("factor", "delta") for w in ("middle", "barrier")}
-        assert set(record["merge"]) == {*benchmark.coto_text.MERGES, *benchmark.coto_text.SLOW_MERGES, "ensemble"}
-        assert set(record["pairs"]) == {*benchmark.coto_text.PAIR_MERGES, "ensemble"}
-        assert set(record["prune"]) == {"whole", *benchmark.coto_text.PRUNED}
-        assert all(both["lora"] >= 0 for name, both in record["line"].items() if name.endswith("barrier"))
-        mean = record["accuracy"]["mean"]
+        tools = benchmark.coto_text
+        assert set(record["accuracy"]) == set(benchmark.text_tasks.TASKS)
+        assert set(record["metric"]) == {
+            *("accuracy", "train_loss", "cpu_seconds", "prune_whole"),
+            *(f"line_{space}_{what}" for space in ("factor", "delta") for what in ("middle", "barrier")),
+            *(f"merge_{way}" for way in (*tools.MERGES, *tools.SLOW_MERGES, "ensemble")),
+            *(f"pairs_{way}" for way in (*tools.PAIR_MERGES, "ensemble")),
+            *(f"prune_{way}" for way in tools.PRUNED),
+        }
+        mean = record["metric"]["accuracy"]
+        assert set(mean) == {"frozen", "lora", "lora_coto"}
+        for method, value in mean.items():
+            over_tasks = [both[method] for both in record["accuracy"].values()]
+            assert value == pytest.approx(sum(over_tasks) / 7)
+        assert all(both["lora"] >= 0 for name, both in record["metric"].items() if name.endswith("barrier"))
         assert record["gain"]["accuracy"]["lora"] == pytest.approx(mean["lora_coto"] - mean["lora"])
     for tried in document["sweep"].values():
         assert [one["loss"] for one in tried] == sorted(one["loss"] for one in tried)
