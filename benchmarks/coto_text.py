@@ -15,8 +15,8 @@ Per seed, method and (mean over) task, on test texts that no task has trained on
 - `accuracy`: each adapter on its task; `frozen` is the head without any adapter. All tasks.
 - `line_...`: between the adapters of this seed and the next (the last with the first), in factor and in delta
   space: accuracy in the middle, barrier of the loss on the grid. DoRA has no delta space. Three tasks.
-- `merge_...`: one adapter out of all seven, with each task's own head; accuracy over the seven tasks. `ensemble` is the
-  mean of the logits that the task's head gives under each adapter.
+- `merge_...`: one adapter out of all seven, with each task's own head; accuracy over the seven tasks. `ensemble` is
+  the mean of the logits that the task's head gives under each adapter.
 - `pairs_...`: the same of pairs of tasks, over both tasks and the pairs.
 - `prune_...`: layers left in or out (`every_other`: mean of the even and the odd ones), entries set to 0; `whole` is
   the adapter untouched. Three tasks.
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sweep=found["sweep"],
                 units=found["units"],
                 other_rates=experiment.others(found["sweep"], options.seeds),
-                note=f"Partial, without {'; '.join(lacks)}." if lacks else "",
+                note=f"Partial: {'; '.join(lacks)}." if lacks else "",
             )
 
         try:

@@ -83,12 +83,12 @@ def missing(found: dict[str, Any], kinds: Sequence[str], seeds: Sequence[int]) -
             absent.append(method)
             continue
         if trained < len(seeds) * len(TASKS):
-            lacks.append(f"{trained} of {len(seeds) * len(TASKS)} adapters of {method}")
+            lacks.append(f"{method}, {trained} of {len(seeds) * len(TASKS)} adapters")
         for name in ("merges", "prunes", "lines", "pairs"):
             count = sum(made == method for made, _ in found[name])
             if count < len(seeds) and not (name == "lines" and len(seeds) == 1):
-                lacks.append(f"{name} of {method} for {count} of {len(seeds)} seeds")
+                lacks.append(f"{method}, {name} of {count} of {len(seeds)} seeds")
         slow = sum(made == method and "ensemble" in merged for (made, _), merged in found["merges"].items())
         if slow < len(seeds):
-            lacks.append(f"ensemble and alignment of all tasks, {method}, for {slow} of {len(seeds)} seeds")
+            lacks.append(f"{method}, ensemble and alignment of all tasks for {slow} of {len(seeds)} seeds")
     return [*lacks, *([f"nothing of {', '.join(absent)}"] if absent else [])]

@@ -206,7 +206,7 @@ def test_from_end_to_end_and_on_from_where_it_stopped(benchmark, texts, weights,
     with pytest.raises(KeyboardInterrupt):
         run(benchmark, texts, weights, tmp_path, "--kinds", "lora")
     partial = json.loads((tmp_path / "o.json").read_text())
-    assert partial["note"].startswith("Partial, without 7 of 14 adapters of lora; merges of lora for 0 of 2 seeds")
+    assert partial["note"].startswith("Partial: lora, 7 of 14 adapters; lora, merges of 0 of 2 seeds")
     assert "nothing of" not in partial["note"]
     assert partial["runs"][1]["accuracy"] == {}  # nothing of seed 2 is there, and nothing stands in for it
     first = {(unit["method"], unit["task"]): unit for unit in partial["units"]}
