@@ -7,7 +7,7 @@ import torch
 from thurl.ranking import fidelity, preference_probability
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "vqr1_rewards.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vqr1_rewards.json").read_text())
 
 
 def _column(name: str, dtype=torch.float64) -> torch.Tensor:
