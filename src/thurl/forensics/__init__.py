@@ -1,0 +1,1 @@
+"""Forensics of pictures: whether a face comes from a camera."""
