@@ -10,7 +10,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from thurl.forensics.exif.tasks import OFFICIAL_COLUMNS, TASKS, class_names, prompts
 
 
-__all__ = ["BladesConfig", "ExifEncoderConfig", "ExifOrdinalConfig"]
+__all__ = ["BladesConfig", "ExifEncoderConfig", "ExifOrdinalConfig", "FaceHeadConfig"]
 
 _BLOCKS = ("bottleneck", "basic")
 
@@ -31,6 +31,7 @@ class ExifEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "thurl_exif_encoder"
+    base_config_key = "encoder_config"  # lets `ExifEncoder.from_pretrained` read the folder of a whole model
 
     depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
     hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
@@ -153,6 +154,20 @@ class BladesConfig(PreTrainedConfig):
                 raise ValueError(
                     f"prompt {number} lacks the end token {text.eos_token_id}, whose position the text tower reads"
                 )
+
+
+class FaceHeadConfig(PreTrainedConfig):
+    """The binary detector's perceptron on features of length 1.
+
+    Args:
+        feature_size: width of the features.
+        hidden_size: width of the hidden layer; twice the features' in the official code.
+    """
+
+    model_type = "thurl_exif_face_head"
+
+    feature_size: int = 768
+    hidden_size: int = 1536
 
 
 def _as_config(given: Any, kind: type, **defaults: Any) -> Any:

@@ -12,7 +12,7 @@ from thurl.forensics.exif.losses import HEADS, blades_terms, ordinal_terms, tota
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, OFFICIAL_COLUMNS, ORDINAL_TASKS, TASKS, columns_of
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+GOLDEN = Path(__file__).resolve().parents[3] / "golden"
 TWO_REGIONS = {**OFFICIAL_COLUMNS, "fine_face": 2}
 KEYS = dict(zip(TASKS[:9], ("iso", "av", "et", "fl", "makes", "mm", "em", "wb", "ep"), strict=True))
 
@@ -25,7 +25,7 @@ def official_batch():
     return golden, labels
 
 
-def random_batch(size=12, seed=0, widths=OFFICIAL_COLUMNS):
+def random_logits(size=12, seed=0, widths=OFFICIAL_COLUMNS):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(size, sum(widths.values()), generator=generator, dtype=torch.float64) * 2
     labels = {task: torch.rand(size, generator=generator) * 100 for task in ORDINAL_TASKS}
@@ -75,7 +75,7 @@ def test_the_five_headed_total_is_the_official_one():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_absent_task_is_zero_and_moves_nothing(task):
-    logits, labels = random_batch()
+    logits, labels = random_logits()
     place = columns_of()[task]
     absent = torch.full_like(labels[task], -1 if not labels[task].is_floating_point() else float("nan"))
     for batch in ({**labels, task: absent}, {name: label for name, label in labels.items() if name != task}):
@@ -91,7 +91,7 @@ def test_an_absent_task_is_zero_and_moves_nothing(task):
 
 
 def test_a_masked_picture_is_as_if_it_were_not_in_the_batch():
-    logits, labels = random_batch()
+    logits, labels = random_logits()
     hidden = dict(labels)
     keep = torch.arange(12) != 4
     for task, label in labels.items():
@@ -113,7 +113,7 @@ def test_one_picture_gives_no_pair_and_no_nan():
 
 
 def test_softmax_is_per_task():
-    logits, labels = random_batch()
+    logits, labels = random_logits()
     shifted = logits.clone()
     shifted[:, columns_of()["make"]] += 7.0
     before, after = blades_terms(logits, labels), blades_terms(shifted, labels)
@@ -122,7 +122,7 @@ def test_softmax_is_per_task():
 
 
 def test_losses_of_half_precision_scores_are_computed_in_float32():
-    logits, labels = random_batch()
+    logits, labels = random_logits()
     exact = blades_terms(logits.bfloat16().double(), labels)
     half = blades_terms(logits.bfloat16(), labels)
     for task in TASKS:
@@ -131,7 +131,7 @@ def test_losses_of_half_precision_scores_are_computed_in_float32():
 
 
 def test_weights_multiply_terms():
-    logits, labels = random_batch()
+    logits, labels = random_logits()
     terms = blades_terms(logits, labels)
     weights = {"iso": torch.tensor(0.25), "coarse_face": 0.0}
     expected = sum(terms.values()) - 0.75 * terms["iso"] - terms["coarse_face"]

@@ -14,7 +14,7 @@ from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint, unit_
 
 
 OFFICIAL = json.loads(
-    (Path(__file__).resolve().parents[2] / "golden" / "exif_checkpoint_keys.json").read_text("utf-8")
+    (Path(__file__).resolve().parents[3] / "golden" / "exif_checkpoint_keys.json").read_text("utf-8")
 )
 SMALL = {"depths": (1, 2), "hidden_sizes": (8, 16), "stem_channels": 4, "feature_size": 12}
 

@@ -1,0 +1,295 @@
+"""Released checkpoints of both methods to thurl's models, and back.
+
+The files are pickles with the entries epoch, model, optimizer and lr_sched; `read_official` is the only place that
+opens one, and only with torch's restricted unpickler, which makes tensors and plain containers and runs nothing.
+
+| layout | file | keys | becomes |
+|---|---|---|---|
+| `blades_oc` | `OC.pth` | 472, below `model.` | `BladesModel` |
+| `blades_bc` | `BC.pth` | the same below `model.model.`, and `fc1`, `fc2` | `BladesModel` and `FaceHead` |
+| `icassp` | the one-class method's | 335, below `model.`, and five heads | `ExifOrdinalModel` |
+| `visual` | EXIF as Language (CVPR 2023), the start of both | `model.visual.*`, others left alone | `ExifEncoder` |
+
+Every key of the visual tower must be there. Whatever else is missing keeps its random start and is named in
+`config.untrained`; whatever else is there is left out and listed.
+
+Two things of the released one-class weights are put right here and turned back by `to_official`:
+- The official data class swaps two labels, so `fc_et` learned to rank the focal length and `fc_fl` the exposure time.
+- It reads "1/60 sec" as 60, so what ranks the exposure time ranks its inverse for all but the longest exposures. The
+  head's sign is turned, hence a higher score means a longer exposure, as with labels in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.forensics.exif.blades import BladesModel
+from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrdinalConfig, FaceHeadConfig
+from thurl.forensics.exif.encoder import ExifEncoder
+from thurl.forensics.exif.head import FaceHead
+from thurl.forensics.exif.ordinal import ExifOrdinalModel
+
+
+__all__ = ["LAYOUTS", "Converted", "from_official", "layout_of", "read_official", "to_official"]
+
+LAYOUTS = ("blades_oc", "blades_bc", "icassp", "visual")
+
+_HEADS = {
+    "fc_iso": "iso",
+    "fc_av": "aperture",
+    "fc_et": "focal_length",  # named after the label it did not get
+    "fc_fl": "exposure_time",
+    "fc_face": "coarse_face",
+}
+_TURNED = "exposure_time"
+
+# Official name to ours, below `model.`; in_proj is three of ours in one, text_projection is transposed.
+_TEXT = {
+    "token_embedding.weight": "text.text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text.text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text.text_model.final_layer_norm.weight",
+    "ln_final.bias": "text.text_model.final_layer_norm.bias",
+    "text_projection": "text.text_projection.weight",
+    "text_fc.weight": "text_fc.weight",
+    "text_fc.bias": "text_fc.bias",
+    "logit_scale": "logit_scale",
+}
+_IN_LAYER = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass
+class Converted:
+    """What came out of a checkpoint.
+
+    Attributes:
+        model: the encoder in its model, in evaluation mode.
+        head: the binary detector's perceptron, for `blades_bc` only.
+        layout: one of `LAYOUTS`.
+        missing: official keys that were looked for and not found; none of the visual tower.
+        unused: official keys that no part of the model has a place for.
+    """
+
+    model: PreTrainedModel
+    head: FaceHead | None
+    layout: str
+    missing: list[str]
+    unused: list[str]
+
+
+def read_official(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a released file, on the CPU, under its own names.
+
+    Raises:
+        MissingRequirementError: no such file.
+        DataError: not a checkpoint, one that holds more than tensors and plain values, or one without tensors.
+    """
+    if not os.path.isfile(path):
+        raise MissingRequirementError(f"{path}: no such file; download the released checkpoint first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
+    except Exception as error:  # the unpickler raises whatever a broken file leads it to
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path}: not a checkpoint of tensors and plain values ({reason}); download it again, and do not open it "
+            "in any other way if you do not trust it"
+        ) from None
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}; a mapping from names to tensors is needed")
+    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise DataError(f"{path}: holds no tensors; the weights of a released file lie under the entry `model`")
+    return state
+
+
+def layout_of(state: Mapping[str, Any]) -> str:
+    """Which of `LAYOUTS` a set of keys has.
+
+    Raises:
+        DataError: none of them.
+    """
+    if any(key.startswith("model.model.visual.") for key in state):
+        return "blades_bc"
+    if any(key.startswith("model.visual.") for key in state):
+        if any(key.split(".")[0] in _HEADS for key in state):
+            return "icassp"
+        return "blades_oc" if any(key.startswith("model.text_fc.") for key in state) else "visual"
+    found = ", ".join(sorted(state)[:3]) or "none"
+    raise DataError(
+        f"no key begins with `model.visual.` or `model.model.visual.` (found: {found}, ...): this is none of the "
+        "released EXIF checkpoints"
+    )
+
+
+def from_official(
+    state: Mapping[str, torch.Tensor],
+    layout: str | None = None,
+    *,
+    config: BladesConfig | ExifOrdinalConfig | ExifEncoderConfig | None = None,
+) -> Converted:
+    """Build the model that a checkpoint's tensors belong to. The parts it lacks start from torch's current seed.
+
+    Args:
+        state: official names to tensors, from `read_official`. `module.` in front of every name is dropped.
+        layout: one of `LAYOUTS`; found from the names when `None`.
+        config: of the model, the released sizes by default: `ExifOrdinalConfig` for `icassp`, `ExifEncoderConfig` for
+            `visual`, `BladesConfig` for the others.
+
+    Raises:
+        DataError: a key of the visual tower or of the binary head is missing, a tensor has another shape or holds
+            values that are not finite; all problems together.
+        UsageError: no such layout.
+    """
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    layout = layout_of(state) if layout is None else layout
+    if layout not in LAYOUTS:
+        raise UsageError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    model = _build(layout, config)
+    names = _names(model, "model.model." if layout == "blades_bc" else "model.")
+    values, missing, problems = _collect(model.state_dict(), names, state)
+    lacking = [key for key in missing if ".visual." in key]
+    if lacking:
+        problems.insert(
+            0,
+            f"{len(lacking)} of {sum('.visual.' in key for key in names)} keys of the visual tower are missing "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); features without them mean nothing",
+        )
+    used = set(names)
+    head = None
+    if layout == "blades_bc":
+        head, lost = _head(state, problems)
+        used |= set(lost)
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(f"the {layout} checkpoint cannot be used: {'; '.join(problems[:5])}{more}")
+    model.load_state_dict(values, strict=False)
+    if not isinstance(model, ExifEncoder):
+        model.config.untrained = _untrained(missing)
+    return Converted(model.eval(), head, layout, missing, sorted(set(state) - used))
+
+
+def to_official(model: PreTrainedModel, head: FaceHead | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a model under the official names; the inverse of `from_official`, bit by bit.
+
+    The one-class method's file also has five keys of a text tower it never uses; they are not made up here, and the
+    official code does not miss them.
+
+    Args:
+        model: a `BladesModel`, `ExifOrdinalModel` or `ExifEncoder`.
+        head: with a `BladesModel`: names of `BC.pth`.
+
+    Raises:
+        UsageError: a head with another model.
+    """
+    if head is not None and not isinstance(model, BladesModel):
+        raise UsageError(f"a binary head with {type(model).__name__}: the released BC layout has the BLADES encoder")
+    names = _names(model, "model." if head is None else "model.model.")
+    own = model.state_dict()
+    state = {official: _forth(official, [own[name] for name in ours]) for official, ours in names.items()}
+    if head is not None:
+        state |= head.state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _build(layout: str, config: Any) -> PreTrainedModel:
+    if layout == "icassp":
+        return ExifOrdinalModel(config or ExifOrdinalConfig())
+    if layout == "visual":
+        return ExifEncoder(config or ExifEncoderConfig())
+    return BladesModel(config or BladesConfig())
+
+
+def _names(model: PreTrainedModel, prefix: str) -> dict[str, list[str]]:
+    """Official key to the one or three of ours it holds."""
+    if isinstance(model, ExifEncoder):
+        return {f"{prefix}visual.{name}": [name] for name in model.state_dict()}
+    names = {f"{prefix}{name}": [name] for name in model.state_dict() if name.startswith("visual.")}
+    if isinstance(model, ExifOrdinalModel):
+        for official, task in _HEADS.items():
+            names |= {f"{official}.{kind}": [f"heads.{task}.{kind}"] for kind in ("weight", "bias")}
+        return names
+    names |= {f"{prefix}{official}": [ours] for official, ours in _TEXT.items()}
+    for number in range(model.config.text_config.num_hidden_layers):
+        layer, block = f"text.text_model.encoder.layers.{number}", f"{prefix}transformer.resblocks.{number}"
+        for kind in ("weight", "bias"):
+            names[f"{block}.attn.in_proj_{kind}"] = [f"{layer}.self_attn.{part}.{kind}" for part in _PARTS]
+            names |= {f"{block}.{theirs}.{kind}": [f"{layer}.{ours}.{kind}"] for theirs, ours in _IN_LAYER.items()}
+    return names
+
+
+def _back(official: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """An official tensor as the one or three of ours."""
+    if ".attn.in_proj_" in official:
+        return list(tensor.chunk(3))
+    if official.endswith(".text_projection"):
+        return [tensor.T]
+    return [-tensor] if _HEADS.get(official.split(".")[0]) == _TURNED else [tensor]
+
+
+def _forth(official: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    if ".attn.in_proj_" in official:
+        return torch.cat(list(tensors))
+    (tensor,) = tensors
+    if official.endswith(".text_projection"):
+        return tensor.T.contiguous()
+    return -tensor if _HEADS.get(official.split(".")[0]) == _TURNED else tensor
+
+
+def _collect(
+    own: Mapping[str, torch.Tensor], names: Mapping[str, list[str]], state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """Our tensors out of official ones, the official keys that are not there, and what is wrong with the others."""
+    values, missing, problems = {}, [], []
+    for official, ours in names.items():
+        if official not in state:
+            missing.append(official)
+            continue
+        tensor = state[official]
+        wanted = _forth(official, [own[name] for name in ours]).shape
+        if tensor.shape != wanted:
+            problems.append(f"{official} has the shape {tuple(tensor.shape)}, the model needs {tuple(wanted)}")
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            problems.append(f"{official} holds values that are not finite")
+        else:
+            parts = _back(official, tensor)
+            values |= {name: part.to(own[name].dtype) for name, part in zip(ours, parts, strict=True)}
+    return values, missing, problems
+
+
+def _head(state: Mapping[str, torch.Tensor], problems: list[str]) -> tuple[FaceHead | None, list[str]]:
+    keys = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    if lacking := [key for key in keys if key not in state]:
+        problems.append(f"the binary head lacks {', '.join(lacking)}")
+        return None, keys
+    first = state["fc1.weight"]
+    if first.dim() != 2:
+        problems.append(f"fc1.weight has the shape {tuple(first.shape)}, a matrix is needed")
+        return None, keys
+    head = FaceHead(FaceHeadConfig(feature_size=first.shape[1], hidden_size=first.shape[0]))
+    values, _, wrong = _collect(head.state_dict(), {key: [key] for key in keys}, state)
+    problems += wrong
+    if not wrong:
+        head.load_state_dict(values)
+    return head.eval(), keys
+
+
+def _untrained(missing: Sequence[str]) -> list[str]:
+    """Parts of a model that lack at least one tensor."""
+    parts = {_HEADS.get(key.split(".")[0], "text") for key in missing}
+    return sorted(parts)
