@@ -255,7 +255,8 @@ def _collect(
     own: Mapping[str, torch.Tensor], names: Mapping[str, list[str]], state: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
     """Our tensors out of official ones, the official keys that are not there, and what is wrong with the others."""
-    values, missing, problems = {}, [], []
+    values: dict[str, torch.Tensor] = {}
+    missing, problems = [], []
     for official, ours in names.items():
         if official not in state:
             missing.append(official)
