@@ -4,7 +4,7 @@ Every picture comes back as 8-bit RGB, upright, with its file closed. What happe
 
 | found | result |
 |---|---|
-| EXIF orientation | applied, then dropped with all other metadata, so that nothing applies it twice |
+| EXIF orientation | applied unless `upright=False`, then dropped with all other metadata: nothing applies it twice |
 | broken EXIF | orientation ignored; the pixels are fine |
 | animated GIF, PNG, WebP, several pages or views | the first frame |
 | transparency | composited on white, as a browser shows it |
@@ -69,6 +69,7 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     formats: Collection[str] = ALLOWED_FORMATS,
     min_side: int = 1,
+    upright: bool = True,
     name: str | None = None,
 ) -> Image.Image:
     """Decodes one picture to upright 8-bit RGB; the table at the top of this module says how.
@@ -80,6 +81,8 @@ def open_image(
             `PIL.Image.MAX_IMAGE_PIXELS` applies as well.
         formats: names of the file formats to accept, as Pillow calls them. The content counts, not the file's ending.
         min_side: pictures with a shorter side are enlarged with `ensure_min_side`; 1 leaves every picture as it is.
+        upright: apply EXIF orientation. False leaves the pixels as the camera stored them, except in TIFF files,
+            which Pillow turns while decoding.
         name: what messages call the picture; the path when `None`.
 
     Returns:
@@ -90,14 +93,17 @@ def open_image(
     """
     if isinstance(source, Image.Image):
         name = name or getattr(source, "filename", "") or "picture"
-        return _finish(source, name, max_pixels, min_side)
+        return _finish(source, name, max_pixels, min_side, upright)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), name or "picture", max_pixels, formats, min_side)
+        return _decode(io.BytesIO(source), name or "picture", max_pixels, formats, min_side, upright)
     if is_hub_image(source):
         from thurl.data.formats.hub import read_hub_image
 
         label, content = read_hub_image(str(source))
-        return open_image(content, max_pixels=max_pixels, formats=formats, min_side=min_side, name=name or label)
+        name = name or label
+        return open_image(
+            content, max_pixels=max_pixels, formats=formats, min_side=min_side, upright=upright, name=name
+        )
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"{name or 'picture'}: {type(source).__name__} is not a path, bytes or a PIL picture")
     path = Path(source)
@@ -110,7 +116,7 @@ def open_image(
         if not stat.S_ISREG(mode):
             raise ImageError(f"{name}: this is not a regular file; give the path of a picture")
         with path.open("rb") as file:
-            return _decode(file, name, max_pixels, formats, min_side)
+            return _decode(file, name, max_pixels, formats, min_side, upright)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path and the picture folder") from None
     except (OSError, ValueError) as error:
@@ -151,7 +157,9 @@ def is_hub_image(source: object) -> bool:
     return isinstance(source, str) and source.startswith(HUB_PREFIX)
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int, formats: Collection[str], min_side: int) -> Image.Image:
+def _decode(
+    file: BinaryIO, name: str, max_pixels: int, formats: Collection[str], min_side: int, upright: bool
+) -> Image.Image:
     if not file.read(1):
         raise ImageError(f"{name}: 0 bytes; the file is empty. Copy it again.")
     file.seek(0)
@@ -169,10 +177,10 @@ def _decode(file: BinaryIO, name: str, max_pixels: int, formats: Collection[str]
     except Exception as error:
         raise _corrupt(name, error) from error
     with image:
-        return _finish(image, name, max_pixels, min_side)
+        return _finish(image, name, max_pixels, min_side, upright)
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int, min_side: int) -> Image.Image:
+def _finish(image: Image.Image, name: str, max_pixels: int, min_side: int, upright: bool) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(_too_large(name, f"{width}x{height} = {width * height} pixels", max_pixels))
@@ -180,8 +188,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int, min_side: int) -> Im
         raise ImageError(f"{name}: {width}x{height} holds no pixel; remove it from the labels")
     try:
         image.load()
-        upright = _upright(image)
-        rgb = _to_rgb(upright, name)
+        rgb = _to_rgb(_upright(image) if upright else image, name)
     except ImageError:
         raise
     except Exception as error:

@@ -1,0 +1,185 @@
+"""Photographs of a manifest as training items: input, camera settings, and an edit made on the fly.
+
+Every item is a function of (seed, epoch, index): the same in any process, with any number of workers, after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from thurl.data.images import open_image
+from thurl.errors import UsageError
+from thurl.forensics.exif.crop import face_square
+from thurl.forensics.exif.manifest import FaceRecord
+from thurl.forensics.exif.manipulations import (
+    MANIPULATIONS,
+    OFFICIAL_WEIGHTS,
+    PHOTOGRAPH,
+    WORK_SIZE,
+    draw_manipulation,
+    labels_of,
+    manipulate,
+    resample,
+)
+from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
+from thurl.messages import nearest
+
+
+__all__ = ["CameraFaces", "collate_faces"]
+
+
+class CameraFaces(Dataset):
+    """Map-style data set of the pretext tasks.
+
+    An item is `{"pixel_values": (3, size, size) float32, "labels": {task: tensor}}`: the ordinal settings as float32
+    scalars (ISO, f-number, seconds, millimetres; NaN if absent), the categorical ones as int64 classes (-1 if absent),
+    `coarse_face` as int64 (0 photographic, 1 manipulated) and `fine_face` as (regions,) float32. A manipulated picture
+    keeps the settings of its source, as officially.
+
+    Args:
+        records: manifest; pictures by path.
+        processor: makes `pixel_values` and cuts out the face box of a record that has one.
+        manipulations: name ("photograph" or one of `MANIPULATIONS`) to a weight of 0 or more; the official half of
+            photographs by default. `None`: photographs only, as features for a detector are made.
+        match_resampling: send photographs through the same chain of resizes as edited pictures, so that the resize
+            alone does not give an edit away. Without `manipulations` it does nothing.
+        regions: 3 labels (mouth, eye, nose) of the fine face task, or 2 as in the official labels.
+        seed: of the edits.
+
+    Raises:
+        UsageError: no record, or values out of their range.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[FaceRecord],
+        processor: FaceImageProcessor,
+        *,
+        manipulations: Mapping[str, float] | None = OFFICIAL_WEIGHTS,
+        match_resampling: bool = True,
+        regions: int = 3,
+        seed: int = 0,
+    ):
+        self.records = list(records)
+        if not self.records:
+            raise UsageError("the data set is empty; it must hold at least one photograph")
+        if regions not in (2, 3):
+            raise UsageError(f"regions is {regions}; it must be 2 (mouth, eye) or 3 (mouth, eye, nose)")
+        if manipulations is not None:
+            _check(manipulations)
+        self.processor = processor
+        self.manipulations = None if manipulations is None else dict(manipulations)
+        self.match_resampling = match_resampling
+        self.regions = regions
+        self.seed = seed
+        # In shared memory: workers that outlive an epoch must see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's edits; `accelerate` calls it. Reaches running workers, too."""
+        self._epoch.fill_(int(epoch))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose edits are drawn."""
+        return int(self._epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Item `index` of the current epoch.
+
+        Raises:
+            ImageError: the picture cannot be read.
+        """
+        record = self.records[index]
+        face, name = self.face(index)
+        labels: dict[str, torch.Tensor] = {}
+        for task, value in zip(ORDINAL_TASKS, record.settings.ordinal(), strict=True):
+            labels[task] = torch.tensor(value, dtype=torch.float32)
+        for task, label in zip(CATEGORICAL_TASKS, record.settings.classes(), strict=True):
+            labels[task] = torch.tensor(label)
+        coarse, touched = labels_of(name, self.regions)
+        labels["coarse_face"] = torch.tensor(coarse)
+        labels["fine_face"] = torch.tensor(touched, dtype=torch.float32)
+        return {"pixel_values": self.processor.pixels(face), "labels": labels}
+
+    def face(self, index: int) -> tuple[np.ndarray, str]:
+        """The face of one item before normalising, and its edit ("photograph" for none).
+
+        Returns:
+            (H, W, 3) uint8. With `manipulations`, faces larger than 224 pixels come back as 224 squared, smaller ones
+            in their own size.
+        """
+        record = self.records[index]
+        if index < 0:
+            index += len(self.records)
+        name = PHOTOGRAPH
+        if self.manipulations is not None:
+            rng = np.random.default_rng((self.seed, self.epoch, index))
+            name = draw_manipulation(rng, self.manipulations)
+        if name in record.edited:
+            return self.processor.cut(record.edited[name], record.box), name
+        full = open_image(record.image, upright=self.processor.upright)
+        face = self.processor.cut(np.asarray(full), record.box)
+        if self.manipulations is None or (name == PHOTOGRAPH and not self.match_resampling):
+            return face, name
+        height, width = face.shape[:2]
+        work = self._to_work(face)
+        if name != PHOTOGRAPH:
+            points = self._points(record, full.size, (width, height))
+            work, name = manipulate(work, name, rng, landmarks=points)
+        if max(height, width) <= WORK_SIZE:
+            work = resample(work, height, width)
+        return work, name
+
+    def _to_work(self, face: np.ndarray) -> np.ndarray:
+        if max(face.shape[:2]) <= WORK_SIZE:
+            return resample(face, WORK_SIZE, WORK_SIZE)
+        # Shrunk the way the input is, so that training and scoring lose the same detail.
+        pixels = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].to(torch.float32)
+        small = torch.nn.functional.interpolate(
+            pixels,
+            size=(WORK_SIZE, WORK_SIZE),
+            mode="bilinear",
+            align_corners=False,
+            antialias=self.processor.antialias,
+        )
+        return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+    def _points(self, record: FaceRecord, size: tuple[int, int], crop: tuple[int, int]) -> np.ndarray | None:
+        """Landmarks in pixels of the work picture."""
+        if record.landmarks is None:
+            return None
+        points = np.asarray(record.landmarks, dtype=np.float64)
+        if record.box is not None:
+            left, top, _, _ = face_square(record.box, size, scale=self.processor.crop_scale)
+            points = points - (left, top)
+        return points * (WORK_SIZE / crop[0], WORK_SIZE / crop[1])
+
+
+def collate_faces(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Items of `CameraFaces` to a batch: `pixel_values` (B, 3, H, W), `labels` task to (B,) or (B, regions)."""
+    labels = {task: torch.stack([item["labels"][task] for item in items]) for task in TASKS}
+    return {"pixel_values": torch.stack([item["pixel_values"] for item in items]), "labels": labels}
+
+
+def _check(weights: Mapping[str, float]) -> None:
+    known = (PHOTOGRAPH, *MANIPULATIONS)
+    problems = [
+        f"manipulations: {name!r} is unknown{nearest(name, known)}; names: {', '.join(known)}"
+        for name in weights
+        if name not in known
+    ]
+    if any(not (math.isfinite(w) and w >= 0) for w in weights.values()) or not sum(weights.values()) > 0:
+        problems.append(f"manipulations is {dict(weights)}; it must be weights of 0 or more, at least one above 0")
+    if problems:
+        raise UsageError(problems)

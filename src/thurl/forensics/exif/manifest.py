@@ -1,0 +1,280 @@
+"""The training manifest: one JSON object per line, one line per photograph, and its disjoint parts.
+
+| key | value |
+|---|---|
+| `image` | path of the picture, relative to the picture folder |
+| `iso`, `aperture`, `exposure_time`, `focal_length` | number (ISO, f-number, seconds, millimetres) or null |
+| `make`, `metering_mode`, `exposure_mode`, `white_balance`, `exposure_program` | name of the class or null |
+| `absent` | setting to the reason why it is null |
+| `group` | pictures of one group (one folder, camera or person) are never in two parts |
+| `camera` | maker and model as written |
+| `size` | [width, height] as stored |
+| `sha256` | of the file |
+| `box` | face as [left, top, right, bottom] in pixels, or null: the whole picture is the face |
+| `landmarks` | 68 points [x, y] in pixels, or null |
+| `edited` | manipulation to the path of a picture already manipulated that way |
+
+Only `image` must be there. Pixels are those of the stored picture, before EXIF orientation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thurl.data.formats.tables import image_path
+from thurl.data.records import RowProblems
+from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.forensics.exif.settings import NOT_WRITTEN, PLAUSIBLE, SETTINGS, CameraSettings
+from thurl.forensics.exif.tasks import ORDINAL_TASKS, class_names
+from thurl.messages import nearest
+
+
+__all__ = ["PARTS", "FaceRecord", "read_manifest", "split_records", "write_manifest"]
+
+PARTS: Mapping[str, float] = {"train": 0.7, "outer": 0.1, "validation": 0.1, "calibration": 0.1}
+"""Default parts: inner and outer batches of the bi-level step, model choice, and thresholds of the detector."""
+
+POINTS = 68
+
+_KEYS = ("image", *SETTINGS, "absent", "group", "camera", "size", "sha256", "box", "landmarks", "edited")
+
+
+@dataclass(frozen=True)
+class FaceRecord:
+    """One photograph of the manifest; the attributes are the keys of the table above.
+
+    Args:
+        image: path of the picture.
+        settings: its nine camera settings.
+        group: unit of splitting; the picture itself when empty.
+        camera: maker and model.
+        size: (width, height) in pixels as stored.
+        sha256: 64 hexadecimal digits, or empty.
+        box: face in pixels, right and bottom exclusive.
+        landmarks: 68 (x, y) in pixels.
+        edited: manipulation (a name of `thurl.forensics.exif.manipulations.MANIPULATIONS`) to path.
+    """
+
+    image: str
+    settings: CameraSettings = field(default_factory=CameraSettings)
+    group: str = ""
+    camera: str = ""
+    size: tuple[int, int] | None = None
+    sha256: str = ""
+    box: tuple[float, float, float, float] | None = None
+    landmarks: tuple[tuple[float, float], ...] | None = None
+    edited: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_manifest(path: str | os.PathLike[str], records: Sequence[FaceRecord]) -> None:
+    """Writes records in their order; the same records give the same bytes."""
+    lines = [json.dumps(_to_json(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_manifest(
+    path: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    allow_outside: bool = False,
+) -> list[FaceRecord]:
+    """Records of a manifest in file order; pictures are not opened.
+
+    Args:
+        path: JSONL file.
+        images: folder the picture paths are relative to; the folder of the manifest when `None`. The records come
+            back with joined paths.
+        allow_outside: accept absolute picture paths and paths that climb out of `images`.
+
+    Raises:
+        MissingRequirementError: no such file.
+        DataError: no record, or lines that cannot be used; lists the first 20 and counts all.
+    """
+    path = Path(path)
+    root = path.parent if images is None else Path(images)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MissingRequirementError(f"manifest {str(path)!r} does not exist; `thurl exif scan` makes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    problems = RowProblems(str(path), "Correct or remove these lines.")
+    records: list[FaceRecord] = []
+    seen: dict[str, int] = {}
+    for row, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _from_json(line, root, allow_outside)
+        except DataError as error:
+            problems.add(row, str(error))
+            continue
+        if record.image in seen:
+            problems.add(row, f"{record.image} is already in line {seen[record.image]}")
+        else:
+            seen[record.image] = row
+            records.append(record)
+    problems.raise_if_any()
+    if not records:
+        raise DataError(f"{path}: no photograph in it; it must hold at least one line")
+    return records
+
+
+def split_records(
+    records: Sequence[FaceRecord], *, parts: Mapping[str, float] = PARTS, seed: int = 0
+) -> dict[str, list[FaceRecord]]:
+    """Disjoint parts in which no group and no identical file is in two.
+
+    Depends on `seed`, the parts and the names of the groups (the content or else the path of a picture without one)
+    only: not on the order of the records, the platform or the Python version. Parts are counted in groups, so unequal
+    groups make unequal parts.
+
+    Args:
+        records: the manifest.
+        parts: name to share; positive numbers that add up to 1.
+        seed: another seed is another split.
+
+    Returns:
+        Records of each part in their old order; no part is empty.
+
+    Raises:
+        UsageError: wrong `parts`.
+        DataError: fewer groups than parts.
+    """
+    if not parts or min(parts.values()) <= 0 or abs(sum(parts.values()) - 1) > 1e-6:
+        raise UsageError(f"parts is {dict(parts)}; it must be names with positive shares that add up to 1")
+    units = _units(records)
+    names = sorted(set(units), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest() + name.encode())
+    if len(names) < len(parts):
+        raise DataError(
+            f"{len(records)} photographs form {len(names)} group{'s' if len(names) != 1 else ''} and "
+            f"{len(parts)} parts ({', '.join(parts)}) need one each; give more pictures or smaller groups "
+            "(group_by='file' when scanning)"
+        )
+    part_of: dict[str, str] = {}
+    start, share = 0, 0.0
+    for place, (part, size) in enumerate(parts.items()):
+        share += size
+        rest = len(parts) - place - 1
+        end = min(max(round(share * len(names)), start + 1), len(names) - rest)
+        part_of.update(dict.fromkeys(names[start:end], part))
+        start = end
+    result: dict[str, list[FaceRecord]] = {part: [] for part in parts}
+    for record, unit in zip(records, units, strict=True):
+        result[part_of[unit]].append(record)
+    return result
+
+
+def _units(records: Sequence[FaceRecord]) -> list[str]:
+    """One name per record: its group, joined with the groups that hold a copy of one of its files."""
+    root: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while root.setdefault(name, name) != name:
+            root[name] = root[root[name]]
+            name = root[name]
+        return name
+
+    # The content names a picture without a group where it is known: the folder it lies in must not matter.
+    own = [f"group {r.group}" if r.group else f"image {r.sha256 or r.image}" for r in records]
+    for record, name in zip(records, own, strict=True):
+        if record.sha256:
+            a, b = sorted((find(name), find(f"zsha256 {record.sha256}")))
+            root[b] = a
+    return [find(name) for name in own]
+
+
+def _to_json(record: FaceRecord) -> dict[str, Any]:
+    line: dict[str, Any] = {"image": record.image}
+    line |= {name: record.settings.values.get(name) for name in SETTINGS}
+    line["absent"] = {name: record.settings.absent[name] for name in SETTINGS if name in record.settings.absent}
+    line |= {"group": record.group, "camera": record.camera, "size": record.size, "sha256": record.sha256}
+    line |= {"box": record.box, "landmarks": record.landmarks, "edited": dict(record.edited)}
+    return line
+
+
+def _from_json(line: str, root: Path, allow_outside: bool) -> FaceRecord:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not a JSON object: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"a {type(row).__name__} instead of a JSON object")
+    for key in row:
+        if key not in _KEYS:
+            raise DataError(f"key {key!r} is unknown{nearest(key, _KEYS)}; keys: {', '.join(_KEYS)}")
+    values: dict[str, float | str] = {}
+    reasons = _mapping(row, "absent")
+    absent: dict[str, str] = {}
+    for name in SETTINGS:
+        value = row.get(name)
+        if value is None:
+            absent[name] = str(reasons.get(name, NOT_WRITTEN))
+        else:
+            values[name] = _setting(name, value)
+    box = row.get("box")
+    if box is not None:
+        box = _numbers(box, "box", 4)
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise DataError(f"box is {list(box)}; right and bottom must lie beyond left and top")
+    points = row.get("landmarks")
+    if points is not None:
+        if not isinstance(points, list) or len(points) != POINTS:
+            raise DataError(f"landmarks must be {POINTS} points [x, y]")
+        points = tuple(_numbers(point, "landmarks", 2) for point in points)
+    size = row.get("size")
+    edited = {
+        name: image_path(root, str(p), allow_outside=allow_outside) for name, p in _mapping(row, "edited").items()
+    }
+    return FaceRecord(
+        image=image_path(root, _text(row, "image"), allow_outside=allow_outside),
+        settings=CameraSettings(values, absent),
+        group=_text(row, "group"),
+        camera=_text(row, "camera"),
+        size=None if size is None else tuple(int(n) for n in _numbers(size, "size", 2)),  # type: ignore[arg-type]
+        sha256=_text(row, "sha256"),
+        box=box,
+        landmarks=points,
+        edited=edited,
+    )
+
+
+def _setting(name: str, value: object) -> float | str:
+    if name in ORDINAL_TASKS:
+        low, high = PLAUSIBLE[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise DataError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}, or null")
+        return float(value)
+    if value not in class_names(name):
+        raise DataError(f"{name} is {value!r}; it must be one of {', '.join(class_names(name))}, or null")
+    return str(value)
+
+
+def _numbers(value: object, key: str, count: int) -> tuple[Any, ...]:
+    fine = isinstance(value, list) and len(value) == count
+    if not fine or any(isinstance(n, bool) or not isinstance(n, (int, float)) or not math.isfinite(n) for n in value):  # type: ignore[attr-defined]
+        raise DataError(f"{key} is {value!r}; it must be {count} finite numbers")
+    return tuple(value)  # type: ignore[arg-type]
+
+
+def _mapping(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = row.get(key) or {}
+    if not isinstance(value, dict):
+        raise DataError(f"{key} is {value!r}; it must be an object")
+    return value
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{key} is {value!r}; it must be a text")
+    return value
