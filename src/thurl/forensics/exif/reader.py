@@ -172,10 +172,14 @@ def _read(content: bytes, max_pixels: int, formats: Collection[str]) -> ExifRead
     problem = _unbounded(block)
     if problem:
         return _nothing(problem, size, kind)
+    lost = NOT_WRITTEN
     try:
         exif = Image.Exif()
         exif.load(block)
-        inner = exif.get_ifd(_EXIF_IFD)
+        try:
+            inner = exif.get_ifd(_EXIF_IFD)
+        except Exception:  # the main directory may still be good
+            inner, lost = {}, UNREADABLE
         found = {tag: inner.get(code, exif.get(code)) for tag, code in RAW_TAGS.items()}
         model = exif.get(_MODEL)
     except Exception as error:  # as above: the parser meets bytes that somebody broke on purpose
@@ -185,7 +189,7 @@ def _read(content: bytes, max_pixels: int, formats: Collection[str]) -> ExifRead
     for tag, value in found.items():
         raw[tag], reason = _text(value) if tag == "Make" else _number(value)
         if reason:
-            reasons[tag] = reason
+            reasons[tag] = lost if value is None else reason
     return ExifReading(raw, reasons, str(_text(model)[0] or ""), size, kind)
 
 
@@ -206,6 +210,8 @@ def _number(value: Any) -> tuple[float | None, str]:
         value = value[0] if value else None
     if value is None:
         return None, NOT_WRITTEN
+    if isinstance(value, bytes) and len(value) == 1:
+        value = value[0]  # a small number of type BYTE or UNDEFINED
     if isinstance(value, (bytes, str)):
         return None, NOT_A_NUMBER
     if getattr(value, "denominator", 1) == 0:
@@ -228,9 +234,9 @@ def _unbounded(block: bytes) -> str:
     if order is None or len(body) < 14:
         return "corrupt EXIF (no TIFF header)"
     (start,) = struct.unpack_from(order + "L", body, 4)
-    for _ in range(2):
+    for place in ("main", "Exif"):
         if start + 2 > len(body):
-            return ""  # nothing there to parse
+            return "corrupt EXIF (the main directory lies beyond the end)" if place == "main" else ""
         (entries,) = struct.unpack_from(order + "H", body, start)
         entries = min(entries, (len(body) - start - 2) // 12)
         if entries > _MAX_ENTRIES:
