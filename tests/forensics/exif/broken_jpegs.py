@@ -40,14 +40,14 @@ def plain(side: int = 16) -> bytes:
     return buffer.getvalue()
 
 
-def with_exif(tags=None, format: str = "JPEG", main: tuple[str, ...] = ("Make",), **options) -> bytes:
+def with_exif(tags=None, format: str = "JPEG", main: tuple[str, ...] = ("Make",), side: int = 16, **options) -> bytes:
     """A picture whose tags Pillow has written, `main` into IFD0 and the others into the Exif directory."""
     exif = Image.Exif()
     inner = exif.get_ifd(0x8769)
     for tag, value in (GOOD if tags is None else tags).items():
         (exif if tag in main else inner)[RAW_TAGS[tag]] = value
     buffer = io.BytesIO()
-    pixels().save(buffer, format, exif=exif, **options)
+    pixels(side).save(buffer, format, exif=exif, **options)
     return buffer.getvalue()
 
 

@@ -1,12 +1,13 @@
 """A simulated camera: random scenes, photographs of them with real EXIF, and fakes. For tests and the tiny recipes.
 
-The pictures look like coloured fog, not like faces. Their point is that four settings leave a known trace in the
-pixels, so that what the methods learn can be checked without a download:
+The pictures look like masks in coloured fog: two eyes, a nose and a mouth, each with a lighter right side so that
+turning or mirroring it shows. Their point is that settings leave a known trace in the pixels, so that what the methods
+learn can be checked without a download:
 
 | setting | range | trace |
 |---|---|---|
 | ISO | 100 to 1000 | sensor noise, standard deviation ISO / 10,000 of full scale |
-| aperture | f/1.4 to f/16 | Gaussian defocus, 1.4 pixels wide open, 0.1 stopped down |
+| aperture | f/1.4 to f/16 | Gaussian defocus, 1.8 pixels wide open, 0.1 stopped down |
 | exposure time | 1/2000 to 1/8 s | horizontal motion blur, up to 6 pixels |
 | focal length | 18 to 200 mm | vignetting, corners darkened by up to 75 % at the short end |
 | make | the ten classes | tone curve and saturation |
@@ -31,6 +32,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from thurl.errors import UsageError
+from thurl.forensics.exif.crop import central_box
 from thurl.forensics.exif.settings import RAW_TAGS
 
 
@@ -41,12 +43,21 @@ SIZE = 40
 
 _CHUNK = 256
 _MARGIN = 12
-_SCALES = ((2, 0.30), (4, 0.22), (8, 0.20), (16, 0.16), (32, 0.12))
+_SCALES = ((2, 0.22), (4, 0.18), (8, 0.18), (16, 0.18), (32, 0.18), (64, 0.12))
 _NOISE = (0.01, 0.10)
-_DEFOCUS = (1.4, 0.1)
+_DEFOCUS = (1.8, 0.1)
 _MOTION = 6.0
 _VIGNETTE = 0.75
 _GRID = 0.08
+
+# Of the mask, in shares of the face box: centre, half axes, how far the ends are raised.
+_FEATURES = (
+    (0.30, 0.37, 0.12, 0.06, 0.0),
+    (0.70, 0.37, 0.12, 0.06, 0.0),
+    (0.50, 0.52, 0.07, 0.12, 0.0),
+    (0.50, 0.81, 0.20, 0.07, 0.08),
+)
+_SHIFT = 0.02
 
 # Maker as cameras write it: exponent of the tone curve, saturation.
 _MAKERS = (
@@ -221,7 +232,7 @@ def _draw(rngs: list[np.random.Generator]) -> Draw:
 
 
 def _scenes(rngs: list[np.random.Generator], size: int) -> np.ndarray:
-    """(N, size + margins, size + margins, 3) in about [0, 1]: random colours at five scales."""
+    """(N, size + margins, size + margins, 3) in about [0, 1]: random colours at six scales, and a mask on it."""
     wide = size + 2 * _MARGIN
     scene = np.full((len(rngs), wide, wide, 3), 0.5)
     for cells, weight in _SCALES:
@@ -230,6 +241,23 @@ def _scenes(rngs: list[np.random.Generator], size: int) -> np.ndarray:
         colour = 0.5 * colour + 0.5 * colour[..., :1]
         up = _stretch(cells + 1, wide)
         scene += weight * np.einsum("ai,nijc,bj->nabc", up, colour, up, optimize=True)
+    return _with_mask(scene, np.stack([rng.uniform(-1, 1, 5) for rng in rngs]), size)
+
+
+def _with_mask(scene: np.ndarray, random: np.ndarray, size: int) -> np.ndarray:
+    """Eyes, nose and mouth where `thurl.forensics.exif.landmarks.average_landmarks` has them, moved a little."""
+    left, _, right, _ = central_box((size, size))
+    place = (np.arange(scene.shape[1]) - _MARGIN + 0.5 - left) / (right - left)
+    x = place[None, None, :] - _SHIFT * random[:, 0, None, None]
+    y = place[None, :, None] - _SHIFT * random[:, 1, None, None]
+    # Dark features, a little different in colour from picture to picture.
+    dark = 0.12 + 0.08 * random[:, None, None, 2:]
+    for centre_x, centre_y, wide, high, bend in _FEATURES:
+        across = (x - centre_x) / wide
+        along = (y - centre_y + bend * across**2) / high
+        opacity = np.exp(-((across**2 + along**2) ** 2))
+        lighter = 0.45 / (1 + np.exp(-6 * across))
+        scene = scene + opacity[..., None] * (dark + lighter[..., None] - scene)
     return scene
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 
-__all__ = ["CROP_SCALE", "face_square", "official_crop"]
+__all__ = ["CROP_SCALE", "central_box", "face_square", "official_crop"]
 
 CROP_SCALE = 1.3
 """Side of the crop over the longer side of the face box, as the training faces were cut."""
@@ -43,6 +43,18 @@ def face_square(box: Sequence[float], size: tuple[int, int], *, scale: float = C
     if x >= size[0] or y >= size[1]:
         raise ValueError(f"box is {list(box)}; it lies outside the picture of {size[0]}x{size[1]}")
     return x, y, x + min(size[0] - x, side), y + min(size[1] - y, side)
+
+
+def central_box(size: tuple[int, int], *, scale: float = CROP_SCALE) -> tuple[float, float, float, float]:
+    """The face box (left, top, right, bottom) in a picture that is itself a crop around a face.
+
+    Args:
+        size: (width, height) of the picture.
+        scale: what the crop was enlarged by.
+    """
+    width, height = size
+    left, top = width * (1 - 1 / scale) / 2, height * (1 - 1 / scale) / 2
+    return left, top, width - left, height - top
 
 
 def official_crop(fractions: Sequence[float], size: tuple[int, int], *, scale: float = CROP_SCALE) -> Box:

@@ -145,7 +145,7 @@ class CameraFaces(Dataset):
         if max(face.shape[:2]) <= WORK_SIZE:
             return resample(face, WORK_SIZE, WORK_SIZE)
         # Shrunk the way the input is, so that training and scoring lose the same detail.
-        pixels = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].to(torch.float32)
+        pixels = torch.from_numpy(np.array(face, order="C")).permute(2, 0, 1)[None].to(torch.float32)
         small = torch.nn.functional.interpolate(
             pixels,
             size=(WORK_SIZE, WORK_SIZE),

@@ -22,6 +22,7 @@ import numpy as np
 
 from thurl.data.images import ImageError, open_image
 from thurl.errors import DataError, MissingRequirementError
+from thurl.forensics.exif.crop import CROP_SCALE, central_box
 from thurl.forensics.exif.manifest import POINTS, FaceRecord
 
 
@@ -32,6 +33,7 @@ __all__ = [
     "annotate",
     "average_landmarks",
     "read_landmarks",
+    "with_average_landmarks",
     "with_landmark_files",
 ]
 
@@ -172,6 +174,25 @@ def with_landmark_files(
             size = record.size or open_image(record.image, upright=False).size
             points = read_landmarks(path, size, reference=reference)
             record = replace(record, size=size, landmarks=_as_pairs(points))
+        found.append(record)
+    return found
+
+
+def with_average_landmarks(records: Iterable[FaceRecord], *, scale: float = CROP_SCALE) -> list[FaceRecord]:
+    """Records with the landmarks of an average face, for pictures that are crops around a frontal face.
+
+    Records that have landmarks keep them.
+
+    Args:
+        records: manifest; its pictures are opened where `size` is not known.
+        scale: side of the crop over the longer side of the face box; where a record has a box, that box is the face.
+    """
+    found = []
+    for record in records:
+        if record.landmarks is None:
+            size = record.size or open_image(record.image, upright=False).size
+            box = central_box(size, scale=scale) if record.box is None else record.box
+            record = replace(record, size=size, landmarks=_as_pairs(average_landmarks(box)))
         found.append(record)
     return found
 

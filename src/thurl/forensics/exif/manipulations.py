@@ -15,7 +15,7 @@ copies of every photograph beforehand. Here they are made while training, from a
 Deliberate differences: the official copies pass through one more resize than the photographs, which is a cue of its
 own, so `resample` sends photographs the same way (`match_resampling` of the data set). A region that falls outside the
 picture is replaced by the warp, as officially a region without a contour. The 4x4 warp is computed on its triangles
-directly; the official one is a library's, with the same grid, jitter and clipping.
+directly; the official one is a library's, with the same jitter and clipping and a grid that ends one pixel later.
 """
 
 from __future__ import annotations
@@ -180,11 +180,12 @@ def warp(image: np.ndarray, jitter: np.ndarray) -> np.ndarray:
         (H, W, C) uint8, bilinear, rounded.
     """
     height, width = image.shape[:2]
-    rows, columns = np.linspace(0, height, _GRID), np.linspace(0, width, _GRID)
+    rows, columns = np.linspace(0, height - 1, _GRID), np.linspace(0, width - 1, _GRID)
     shown = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1) + jitter * (height, width)
     shown = np.clip(shown, 0, (height - 1, width - 1))
     # Every cell is cut along one diagonal; the place inside its triangle is a share of two of its sides.
-    y, x = np.arange(height) * (_GRID - 1) / height, np.arange(width) * (_GRID - 1) / width
+    y = np.arange(height) * (_GRID - 1) / max(height - 1, 1)
+    x = np.arange(width) * (_GRID - 1) / max(width - 1, 1)
     rows_at, columns_at = np.minimum(y.astype(int), _GRID - 2), np.minimum(x.astype(int), _GRID - 2)
     down, over = (y - rows_at)[:, None], (x - columns_at)[None, :]
     upper = down + over <= 1
@@ -221,6 +222,11 @@ def _jitter(rng: np.random.Generator) -> np.ndarray:
 
 def _line(landmarks: np.ndarray, region: str) -> tuple[tuple[int, int], tuple[int, int], int] | None:
     """Both ends of a region's line in whole pixels, and how many steps the region reaches beyond it."""
+    if region not in _REGIONS:
+        raise ValueError(f"region={region!r} is none of {', '.join(_REGIONS)}")
+    # Points far away would only cost memory: the picture lies elsewhere.
+    if not np.isfinite(landmarks).all() or np.abs(landmarks).max() > 1e5:
+        return None
     if region == "nose":
         # Both centres in whole pixels before they are averaged, as officially; it moves the line by up to one pixel.
         left, right = np.floor((landmarks[36] + landmarks[39]) / 2), np.floor((landmarks[42] + landmarks[45]) / 2)
@@ -231,16 +237,10 @@ def _line(landmarks: np.ndarray, region: str) -> tuple[tuple[int, int], tuple[in
         start, end = landmarks[48], landmarks[54]
         length = float(np.hypot(*(end - start)))
         grow = length / 3
-    elif region == "eye":
+    else:
         start, end = landmarks[42], landmarks[45]
         length = float(np.hypot(*(end - start)))
         grow = length / 4
-    else:
-        raise ValueError(f"region={region!r} is none of {', '.join(_REGIONS)}")
-    if not (np.isfinite(start).all() and np.isfinite(end).all() and np.isfinite(length)):
-        return None
-    if max(np.abs(start).max(), np.abs(end).max()) > 1e6:
-        return None
     times = 2 * int(grow) if region == "eye" else int(grow)
     # The line itself is two pixels thick: one more step on each side.
     return (int(start[0]), int(start[1])), (int(end[0]), int(end[1])), times + 1

@@ -138,7 +138,7 @@ class FaceImageProcessor(BaseImageProcessor):
         Returns:
             (3, size, size) float32.
         """
-        tensor = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1).to(torch.float32).div(255)
+        tensor = torch.from_numpy(np.array(face, order="C")).permute(2, 0, 1).to(torch.float32).div(255)
         tensor = self.resize(tensor[None])[0]
         mean = torch.tensor(self.image_mean)[:, None, None]
         return (tensor - mean) / torch.tensor(self.image_std)[:, None, None]
