@@ -23,7 +23,7 @@ what real photographs give them. Picture number i of a seed is the same whatever
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +327,7 @@ def _exif(raw: Mapping[str, float | str]) -> Image.Exif:
 
 
 def _write(
-    folder: Path, name: str, pixels: np.ndarray, start: int, format: str, blocks: list[Image.Exif | None]
+    folder: Path, name: str, pixels: np.ndarray, start: int, format: str, blocks: Sequence[Image.Exif | None]
 ) -> list[Path]:
     endings = {"JPEG": "jpg", "PNG": "png"}
     if format not in endings:

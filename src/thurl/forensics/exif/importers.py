@@ -214,9 +214,8 @@ def read_fdf_boxes(path: str | os.PathLike[str]) -> dict[str, tuple[float, float
     boxes = {}
     for row, (item, entry) in enumerate(_load(Path(path)).items(), start=1):
         box = entry.get("bounding_box") if isinstance(entry, dict) else None
-        good = isinstance(box, list) and len(box) == 4 and all(_is_number(n) for n in box)
-        if good:
-            boxes[item] = tuple(float(n) for n in box)
+        if isinstance(box, list) and len(box) == 4 and all(_is_number(n) for n in box):
+            boxes[item] = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
         else:
             problems.add(row, f"{item}: bounding_box is {box!r}; it must be four numbers")
     problems.raise_if_any()

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -260,7 +260,7 @@ def _as_pairs(points: np.ndarray) -> tuple[tuple[float, float], ...]:
 def _scheme() -> np.ndarray:
     """A schematic face in the unit square, drawn with arcs and ellipses."""
 
-    def ellipse(centre: tuple[float, float], axes: tuple[float, float], degrees: Sequence[float]) -> np.ndarray:
+    def ellipse(centre: tuple[float, float], axes: tuple[float, float], degrees: Any) -> np.ndarray:
         angle = np.deg2rad(degrees)
         return np.stack([centre[0] + axes[0] * np.cos(angle), centre[1] - axes[1] * np.sin(angle)], -1)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from thurl.forensics.exif.crop import CROP_SCALE, face_square
 
 __all__ = ["FaceImageProcessor"]
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
 
 
 class FaceImageProcessor(BaseImageProcessor):
@@ -98,7 +98,7 @@ class FaceImageProcessor(BaseImageProcessor):
             raise ValueError(f"unknown arguments {', '.join(sorted(kwargs))}; settings belong to the processor")
         pictures = list(images) if isinstance(images, (list, tuple)) else [images]
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-            pictures = list(images)  # type: ignore[arg-type]
+            pictures = list(images)
         if boxes is not None and len(boxes) != len(pictures):
             raise ValueError(f"{len(boxes)} boxes for {len(pictures)} pictures; one each, `None` for a whole picture")
         found = [
