@@ -22,7 +22,7 @@ from typing import Any
 from thurl.errors import DataError
 
 
-__all__ = ["FORMAT", "environment", "read_results", "summarise", "write_atomically", "write_results"]
+__all__ = ["FORMAT", "environment", "plain", "read_results", "summarise", "write_atomically", "write_results"]
 
 FORMAT = 1
 """Version of the file layout; a reader refuses a newer one."""
@@ -120,7 +120,7 @@ def write_results(
         "summary": summarise(runs),
         **more,
     }
-    document = _plain(document)
+    document = plain(document)
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return document
 
@@ -219,14 +219,14 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values only: numpy numbers and arrays become Python ones, paths text, undefined numbers null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, os.PathLike):
