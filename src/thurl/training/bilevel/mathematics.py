@@ -87,11 +87,13 @@ def virtual_parameters(parameters: Tensors, gradients: MaybeTensors, rules: Sequ
     """`theta' = theta - lr (scale (momentum + gradient) + weight_decay theta)`; a gradient of None is zero."""
     moved = []
     for value, gradient, rule in zip(parameters, gradients, rules, strict=True):
-        step = rule.weight_decay * value
+        new = value * (1 - rule.lr * rule.weight_decay)
         for part in (gradient, rule.momentum):
-            if part is not None:
-                step = step + (part if rule.scale is None else rule.scale * part)
-        moved.append(value - rule.lr * step)
+            if part is not None and rule.scale is None:
+                new.add_(part, alpha=-rule.lr)
+            elif part is not None:
+                new.addcmul_(rule.scale, part, value=-rule.lr)
+        moved.append(new)
     return moved
 
 
