@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from thurl.forensics.exif.config import BladesConfig
 from thurl.forensics.exif.encoder import ExifEncoder, unit_features
-from thurl.forensics.exif.losses import blades_terms, total_loss
+from thurl.forensics.exif.losses import blades_terms, gathered_labels, present_tasks, total_loss
 from thurl.forensics.exif.outputs import ExifOutput
 
 
@@ -61,9 +61,14 @@ class BladesModel(PreTrainedModel):
         # Under autocast the product would be rounded to half precision, too coarse for pairs of expected levels.
         with torch.autocast(features.device.type, enabled=False):
             logits = self.logit_scale.to(features.dtype).exp() * features @ text.to(features.dtype).T
-        terms = None if labels is None else self.compute_terms(logits, labels)
-        loss = None if terms is None else total_loss(terms)
-        return ExifOutput(loss=loss, terms=terms, scores=logits, features=features)
+        output = ExifOutput(scores=logits, features=features)
+        if labels is not None:
+            # Pairs of all processes, and a mean over all rows that have a label.
+            everything, known = gathered_labels(logits, labels)
+            output.terms = self.compute_terms(everything, known)
+            output.present = present_tasks(known, output.terms)
+            output.loss = total_loss(output.terms)
+        return output
 
     def compute_terms(self, scores: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Named losses of logits that may come from several processes: see `thurl.forensics.exif.losses`.

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from thurl.forensics.exif.config import FaceHeadConfig
 from thurl.forensics.exif.encoder import unit_features
+from thurl.training.method_output import MethodOutput
 
 
 __all__ = ["FaceHead", "FaceHeadOutput"]
 
 
 @dataclass
-class FaceHeadOutput(ModelOutput):
+class FaceHeadOutput(MethodOutput):
     """Result of one batch.
 
     Attributes:
@@ -32,8 +32,6 @@ class FaceHeadOutput(ModelOutput):
         logits: (B, 2), photographic and generated.
     """
 
-    loss: torch.FloatTensor | None = None
-    terms: dict[str, torch.FloatTensor] | None = None
     logits: torch.FloatTensor | None = None
 
 

@@ -12,7 +12,7 @@ A manipulated picture keeps the tags of its source and takes part in all losses,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, OFFICIAL_COLUMNS, ORDINAL_TASKS, columns_of
@@ -28,7 +28,7 @@ from thurl.ranking import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HEADS", "blades_terms", "ordinal_terms", "total_loss"]
+__all__ = ["HEADS", "blades_terms", "gathered_labels", "ordinal_terms", "present_tasks", "total_loss"]
 
 HEADS = (*ORDINAL_TASKS, "coarse_face")
 """Order of the five heads' columns."""
@@ -120,6 +120,52 @@ def blades_terms(
         else:
             terms[task] = multilabel_fidelity_loss(own, label)
     return terms
+
+
+def present_tasks(labels: Mapping[str, torch.Tensor], tasks: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Which tasks a batch has labels for: two for a ranking, which needs a pair, one for the others.
+
+    A task that is not there must not be rewarded by the bi-level step.
+
+    Args:
+        labels: as the losses take them.
+        tasks: names to look for.
+
+    Returns:
+        task to a truth value, a tensor without dimensions.
+    """
+    import torch
+
+    found = {}
+    for task in tasks:
+        label = labels.get(task)
+        if label is None:
+            found[task] = torch.zeros((), dtype=torch.bool)
+            continue
+        # Settings may be anything that can be compared; classes and regions are negative where unknown.
+        known = ~label.isnan() if task in ORDINAL_TASKS and label.is_floating_point() else label >= 0
+        found[task] = known.sum() >= (2 if task in ORDINAL_TASKS else 1)
+    return found
+
+
+def gathered_labels(
+    scores: torch.Tensor, labels: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Scores and labels of the batches of all processes; gradients flow back to where a row came from.
+
+    Every process must call it, with the same tasks.
+
+    Args:
+        scores: (N, columns).
+        labels: task to (N,) or (N, regions).
+    """
+    from thurl.training.gather import gather_with_gradient
+
+    if not labels:
+        return gather_with_gradient(scores), {}
+    tasks = list(labels)
+    together = gather_with_gradient(scores, *(labels[task] for task in tasks))
+    return together[0], dict(zip(tasks, together[1:], strict=True))
 
 
 def total_loss(

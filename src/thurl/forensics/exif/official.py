@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,20 @@ from thurl.forensics.exif.head import FaceHead
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 
 
-__all__ = ["LAYOUTS", "Converted", "from_official", "layout_of", "read_official", "to_official"]
+__all__ = [
+    "DETECTOR_FILE",
+    "LAYOUTS",
+    "Converted",
+    "convert_checkpoint",
+    "from_official",
+    "layout_of",
+    "read_official",
+    "to_official",
+]
+
+DETECTOR_FILE = "detector.safetensors"
+"""Name of the binary detector beside a converted encoder."""
+
 
 LAYOUTS = ("blades_oc", "blades_bc", "icassp", "visual")
 
@@ -205,6 +219,52 @@ def to_official(model: PreTrainedModel, head: FaceHead | None = None) -> dict[st
     if head is not None:
         state |= head.state_dict()
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def convert_checkpoint(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    config: BladesConfig | ExifOrdinalConfig | ExifEncoderConfig | None = None,
+    processor: Any = None,
+) -> Converted:
+    """Turn a released file into a folder: model, image processor and, for `BC.pth`, the binary detector.
+
+    The released input transform is the image processor's default: 224 pixels, no anti-aliasing.
+
+    Args:
+        path: the released file.
+        output: folder to write; made if it is not there.
+        layout, config: as `from_official` takes them.
+        processor: image processor to save beside the model; the released one when None.
+
+    Raises:
+        UsageError: `output` holds a model already.
+        DataError, MissingRequirementError: as `read_official` and `from_official`.
+    """
+    from thurl.forensics.exif.detector import Detector, save_detector
+    from thurl.forensics.exif.features import FeatureTower, visual_tower
+    from thurl.forensics.exif.processing import FaceImageProcessor
+
+    folder = Path(output)
+    if (folder / "config.json").exists():
+        raise UsageError(f"{folder} holds a model already; choose another folder")
+    converted = from_official(read_official(path), layout, config=config)
+    processor = FaceImageProcessor() if processor is None else processor
+    converted.model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if converted.head is not None:
+        tower = FeatureTower(visual_tower(converted.model), processor)
+        detector = Detector(
+            converted.head,
+            encoder=tower.fingerprint,
+            unit_length=True,
+            transform=tower.transform,
+            training={"converted_from": "blades_bc"},
+        )
+        save_detector(detector, folder / DETECTOR_FILE)
+    return converted
 
 
 def _build(layout: str, config: Any) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from transformers import initialization as init
 
 from thurl.forensics.exif.config import ExifOrdinalConfig
 from thurl.forensics.exif.encoder import ExifEncoder
-from thurl.forensics.exif.losses import HEADS, ordinal_terms, total_loss
+from thurl.forensics.exif.losses import HEADS, gathered_labels, ordinal_terms, present_tasks, total_loss
 from thurl.forensics.exif.outputs import ExifOutput
 
 
@@ -54,9 +54,14 @@ class ExifOrdinalModel(PreTrainedModel):
         """
         features = self.visual(pixel_values).features
         scores = torch.cat([self.heads[task](features) for task in HEADS], dim=1)
-        terms = None if labels is None else self.compute_terms(scores, labels)
-        loss = None if terms is None else total_loss(terms)
-        return ExifOutput(loss=loss, terms=terms, scores=scores, features=features)
+        output = ExifOutput(scores=scores, features=features)
+        if labels is not None:
+            # Pairs of all processes, and a mean over all rows that have a label.
+            everything, known = gathered_labels(scores, labels)
+            output.terms = self.compute_terms(everything, known)
+            output.present = present_tasks(known, output.terms)
+            output.loss = total_loss(output.terms)
+        return output
 
     def compute_terms(self, scores: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Named losses of scores that may come from several processes: see `thurl.forensics.exif.losses`.

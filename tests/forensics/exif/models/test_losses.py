@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thurl.forensics.exif.losses import HEADS, blades_terms, ordinal_terms, total_loss
+from thurl.forensics.exif.losses import HEADS, blades_terms, ordinal_terms, present_tasks, total_loss
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, OFFICIAL_COLUMNS, ORDINAL_TASKS, TASKS, columns_of
 
 
@@ -145,3 +145,27 @@ def test_wrong_shapes_are_named():
         ordinal_terms(torch.zeros(3, 4), {})
     with pytest.raises(ValueError, match="iso"):
         ordinal_terms(torch.zeros(3, 5), {"iso": torch.zeros(4)})
+
+
+def test_a_task_is_present_where_it_has_a_pair_or_a_label():
+    nan = float("nan")
+    labels = {
+        "iso": torch.tensor([nan, 100.0, nan]),
+        "aperture": torch.tensor([nan, 2.8, 2.8]),
+        "make": torch.tensor([-1, -1, 3]),
+        "white_balance": torch.tensor([-1, -1, -1]),
+        "fine_face": torch.tensor([[nan, nan], [nan, 1.0], [nan, nan]]),
+        "coarse_face": torch.tensor([-1, 0, 1]),
+    }
+    found = {task: bool(flag) for task, flag in present_tasks(labels, [*labels, "focal_length"]).items()}
+    assert found == {
+        "iso": False, "aperture": True, "make": True, "white_balance": False, "fine_face": True, "coarse_face": True,
+        "focal_length": False,
+    }  # fmt: skip
+    # What is not present has a loss of zero and no gradient.
+    logits = torch.randn(3, 50, requires_grad=True)
+    wider = {**labels, "fine_face": torch.cat([labels["fine_face"], torch.full((3, 1), nan)], 1)}
+    terms = blades_terms(logits, wider)
+    for task, there in found.items():
+        assert there or terms[task].item() == 0
+        assert not there or torch.autograd.grad(terms[task], logits, retain_graph=True)[0].any()

@@ -11,11 +11,21 @@ import torch
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.exif.blades import BladesModel
+from thurl.forensics.exif.camera import photographs
 from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrdinalConfig, FaceHeadConfig
 from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint
 from thurl.forensics.exif.head import FaceHead
-from thurl.forensics.exif.official import from_official, layout_of, read_official, to_official
+from thurl.forensics.exif.official import (
+    DETECTOR_FILE,
+    convert_checkpoint,
+    from_official,
+    layout_of,
+    read_official,
+    to_official,
+)
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
+from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.exif.scoring import FaceDetector
 
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
@@ -236,3 +246,37 @@ def test_a_truncated_file_is_an_error(tmp_path, tiny_ordinal):
 def test_weights_without_the_outer_mapping_are_read_too(tmp_path, tiny_ordinal):
     state = to_official(tiny_ordinal())
     assert_same(state, read_official(write(tmp_path / "x.pth", state)))
+
+
+# --- whole conversions -----------------------------------------------------------------------------------------------
+
+
+def test_a_converted_binary_detector_judges_pictures_as_the_official_one(tmp_path, tiny_blades):
+    template = tiny_blades(seed=2)
+    torch.manual_seed(4)
+    head = FaceHead(FaceHeadConfig(feature_size=24, hidden_size=48))
+    write(tmp_path / "BC.pth", {"model": to_official(template, head)})
+    processor = FaceImageProcessor(size=24)
+    convert_checkpoint(tmp_path / "BC.pth", tmp_path / "out", config=template.config, processor=processor)
+    judge = FaceDetector.from_pretrained(tmp_path / "out", tmp_path / "out" / DETECTOR_FILE)
+    pictures = list(photographs(6, seed=3)[0])
+    with torch.no_grad():
+        features = template.eval().image_features(processor(pictures)["pixel_values"])
+        expected = head.eval()(features).logits.softmax(dim=1)[:, 1]
+    for verdict, probability in zip(judge.score(pictures), expected.tolist(), strict=True):
+        assert verdict.row()["probability_generated"] == pytest.approx(probability, abs=1e-5)
+        assert verdict.decision == ("generated" if probability > 0.5 else "photographic")
+    with pytest.raises(UsageError, match="holds a model already"):
+        convert_checkpoint(tmp_path / "BC.pth", tmp_path / "out", config=template.config)
+
+
+def test_a_converted_encoder_has_the_released_transform(tmp_path, tiny_ordinal):
+    model = tiny_ordinal(seed=2)
+    write(tmp_path / "x.pth", {"model": to_official(model)})
+    converted = convert_checkpoint(tmp_path / "x.pth", tmp_path / "out", config=model.config)
+    assert converted.head is None and not (tmp_path / "out" / DETECTOR_FILE).exists()
+    processor = FaceImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.size, processor.antialias, processor.upright) == (224, False, False)
+    again = ExifOrdinalModel.from_pretrained(tmp_path / "out")
+    assert encoder_fingerprint(again.visual) == encoder_fingerprint(model.visual)
+    assert torch.equal(again.heads["exposure_time"].weight, model.heads["exposure_time"].weight)

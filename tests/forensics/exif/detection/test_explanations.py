@@ -12,7 +12,7 @@ from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.blades import BladesModel
 from thurl.forensics.exif.camera import photographs
 from thurl.forensics.exif.config import BladesConfig, ExifOrdinalConfig
-from thurl.forensics.exif.explain import explain, explain_scores, reference_scores
+from thurl.forensics.exif.explanations import explain, explain_scores, reference_scores
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 from thurl.forensics.exif.tasks import OFFICIAL_COLUMNS, ORDINAL_TASKS, class_names, columns_of
 
