@@ -21,6 +21,7 @@ directly; the official one is a library's, with the same jitter and clipping and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -134,7 +135,8 @@ def manipulate(
     right, bottom = min(box[2] + grow, width), min(box[3] + grow, height)
     edited = image.astype(np.float64)
     block = np.flip(image[top:bottom, left:right], axes)
-    weight = blend_weights(box, height, width, kernel=kernel, sigma=sigma)[top:bottom, left:right, None] * ratio
+    window = (left, top, right, bottom)
+    weight = blend_weights(box, height, width, kernel=kernel, sigma=sigma, window=window)[..., None] * ratio
     edited[top:bottom, left:right] = weight * block + (1 - weight) * image[top:bottom, left:right]
     return edited.astype(np.uint8), name  # truncated, as officially
 
@@ -183,21 +185,29 @@ def warp(image: np.ndarray, jitter: np.ndarray) -> np.ndarray:
     rows, columns = np.linspace(0, height - 1, _GRID), np.linspace(0, width - 1, _GRID)
     shown = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1) + jitter * (height, width)
     shown = np.clip(shown, 0, (height - 1, width - 1))
-    # Every cell is cut along one diagonal; the place inside its triangle is a share of two of its sides.
+    place = _grid_weights(height, width) @ shown.reshape(-1, 2).astype(np.float32)
+    return np.rint(sample_bilinear(image, *place.reshape(height, width, 2).transpose(2, 0, 1))).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _grid_weights(height: int, width: int) -> np.ndarray:
+    """(height * width, 16) float32: how every pixel is made of the grid's points.
+
+    Each cell is cut along one diagonal; a place inside its triangle is a mean of the three corners.
+    """
     y = np.arange(height) * (_GRID - 1) / max(height - 1, 1)
     x = np.arange(width) * (_GRID - 1) / max(width - 1, 1)
-    rows_at, columns_at = np.minimum(y.astype(int), _GRID - 2), np.minimum(x.astype(int), _GRID - 2)
-    down, over = (y - rows_at)[:, None], (x - columns_at)[None, :]
+    row, column = np.minimum(y.astype(int), _GRID - 2), np.minimum(x.astype(int), _GRID - 2)
+    down, over = (n.ravel() for n in np.meshgrid(y - row, x - column, indexing="ij"))
+    first = (row[:, None] * _GRID + column[None, :]).ravel()
+    weights = np.zeros((height * width, _GRID * _GRID), np.float32)
     upper = down + over <= 1
-    i, j = rows_at[:, None], columns_at[None, :]
-    place = []
-    for axis in (0, 1):
-        grid = shown[..., axis]
-        first, last, below, beside = grid[:-1, :-1], grid[1:, 1:], grid[1:, :-1], grid[:-1, 1:]
-        one = first[i, j] + down * (below - first)[i, j] + over * (beside - first)[i, j]
-        other = last[i, j] + (1 - down) * (beside - last)[i, j] + (1 - over) * (below - last)[i, j]
-        place.append(np.where(upper, one, other))
-    return np.rint(sample_bilinear(image, *place)).astype(np.uint8)
+    pixels = np.arange(height * width)
+    weights[pixels, first] = np.where(upper, 1 - down - over, 0)
+    weights[pixels, first + _GRID + 1] = np.where(upper, 0, down + over - 1)
+    weights[pixels, first + _GRID] = np.where(upper, down, 1 - over)
+    weights[pixels, first + 1] = np.where(upper, over, 1 - down)
+    return weights
 
 
 def resample(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -70,21 +70,29 @@ def sample_bilinear(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) ->
     """
     height, width, channels = image.shape
     pixels = image.reshape(-1, channels).astype(np.float32)
-    top = np.clip(rows.astype(np.intp), 0, max(height - 2, 0))
-    left = np.clip(columns.astype(np.intp), 0, max(width - 2, 0))
-    down = (rows - top).astype(np.float32)[..., None]
-    over = (columns - left).astype(np.float32)[..., None]
+    row, column = rows.ravel(), columns.ravel()
+    top = np.clip(row.astype(np.intp), 0, max(height - 2, 0))
+    left = np.clip(column.astype(np.intp), 0, max(width - 2, 0))
+    down = (row - top).astype(np.float32)[:, None]
+    over = (column - left).astype(np.float32)[:, None]
     first = top * width + left
     right, below = int(width > 1), width * int(height > 1)
-    upper = pixels[first]
-    upper += (pixels[first + right] - upper) * over
-    lower = pixels[first + below]
-    lower += (pixels[first + below + right] - lower) * over
-    return upper + (lower - upper) * down
+    upper = pixels.take(first, axis=0)
+    upper += (pixels.take(first + right, axis=0) - upper) * over
+    lower = pixels.take(first + below, axis=0)
+    lower += (pixels.take(first + (below + right), axis=0) - lower) * over
+    upper += (lower - upper) * down
+    return upper.reshape(*rows.shape, channels)
 
 
 def blend_weights(
-    box: tuple[int, int, int, int], height: int, width: int, *, kernel: int = 91, sigma: float = 7.0
+    box: tuple[int, int, int, int],
+    height: int,
+    width: int,
+    *,
+    kernel: int = 91,
+    sigma: float = 7.0,
+    window: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
     """Soft mask of a rectangle: rounded by a blur, shrunk, feathered, scaled to a maximum of 1.
 
@@ -92,24 +100,29 @@ def blend_weights(
         box: (left, top, right, bottom), right and bottom exclusive, inside the picture and not empty.
         height, width: of the picture.
         kernel, sigma: size and standard deviation in pixels of the first blur.
+        window: part of the picture that is wanted, in the form of `box` and around it; all of it when `None`.
 
     Returns:
-        (height, width), float64 in [0, 1].
+        (rows, columns) of the window, float64 in [0, 1].
     """
     left, top, right, bottom = box
     # The blur of a rectangle is a product. In whole numbers: the official one rounds an 8-bit picture of 0 and 1.
     weights = _whole_kernel(kernel, sigma)
     rows = ndimage.correlate1d(_interval(top, bottom, height), weights, mode="mirror")
     columns = ndimage.correlate1d(_interval(left, right, width), weights, mode="mirror")
-    half = 1 << (2 * _BITS - 1)
-    full = np.outer(rows, columns) >= half
-    core = ndimage.binary_erosion(full, _ellipse(_ERODE_RADIUS), border_value=1)
-    if core.any():
-        full = core
-    soft = full.astype(np.float64)
+    # Nothing lies outside the box, so the erosion needs no more than a margin of it.
+    reach = _ERODE_RADIUS + 1
+    near = (slice(max(top - reach, 0), bottom + reach), slice(max(left - reach, 0), right + reach))
+    full = np.zeros((height, width))
+    patch = np.outer(rows[near[0]], columns[near[1]]) >= 1 << (2 * _BITS - 1)
+    core = ndimage.binary_erosion(patch, _ellipse(_ERODE_RADIUS), border_value=1)
+    full[near] = core if core.any() else patch
+    x0, y0, x1, y1 = (0, 0, width, height) if window is None else window
     feather = _gaussian(*_FEATHER)
-    for axis in (0, 1):
-        soft = ndimage.correlate1d(soft, feather, axis=axis, mode="mirror")
+    half = len(feather) // 2
+    padded = np.pad(full, half, mode="reflect")[y0 : y1 + 2 * half, x0 : x1 + 2 * half]
+    soft = ndimage.correlate1d(padded, feather, axis=0, mode="constant")[half:-half]
+    soft = ndimage.correlate1d(soft, feather, axis=1, mode="constant")[:, half:-half]
     return soft / soft.max()
 
 
