@@ -1,0 +1,98 @@
+"""Files of the simulated camera teach their settings to a small network, and shuffled labels teach nothing.
+
+The whole way of a tiny recipe except its trainer: scenes, JPEG files, scan, manifest, parts, edits, losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from thurl.forensics.exif.camera import write_photographs
+from thurl.forensics.exif.coverage import coverage
+from thurl.forensics.exif.dataset import CameraFaces, collate_faces
+from thurl.forensics.exif.landmarks import with_average_landmarks
+from thurl.forensics.exif.losses import ordinal_terms, total_loss
+from thurl.forensics.exif.manifest import read_manifest, split_records, write_manifest
+from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.exif.scan import scan_folder
+from thurl.forensics.exif.tasks import ORDINAL_TASKS
+
+
+PROCESSOR = FaceImageProcessor(size=40, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+
+
+def manifest(folder, count, seed):
+    write_photographs(folder, count, seed=seed, missing=0.05)
+    write_manifest(folder / "manifest.jsonl", scan_folder(folder, group_by="file").records)
+    return with_average_landmarks(read_manifest(folder / "manifest.jsonl"))
+
+
+def network():
+    layers, channels = [], 3
+    for wide, stride in ((16, 1), (24, 2), (32, 2), (64, 2)):
+        layers += [nn.Conv2d(channels, wide, 3, stride, 1), nn.BatchNorm2d(wide), nn.ReLU()]
+        channels = wide
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
+
+
+def train(records, *, steps, seed, lr=1e-3, batch_size=32):
+    data = CameraFaces(records, PROCESSOR, seed=seed)
+    torch.manual_seed(seed)
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters(), lr)
+    order = np.random.default_rng(seed)
+    losses = []
+    while len(losses) < steps:
+        data.set_epoch(data.epoch + 1)
+        for places in np.array_split(order.permutation(len(data)), len(data) // batch_size):
+            batch = collate_faces([data[int(i)] for i in places])
+            loss = total_loss(ordinal_terms(net(batch["pixel_values"]), batch["labels"]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return net.eval(), losses
+
+
+@torch.no_grad()
+def correlations(net, records):
+    data = CameraFaces(records, PROCESSOR, manipulations=None)
+    batch = collate_faces([data[i] for i in range(len(data))])
+    scores = net(batch["pixel_values"]).numpy()
+    found = {}
+    for column, task in enumerate(ORDINAL_TASKS):
+        labels = batch["labels"][task].numpy()
+        there = ~np.isnan(labels)
+        found[task] = float(spearmanr(scores[there, column], labels[there]).statistic)
+    return found
+
+
+def test_from_scenes_to_a_falling_loss(tmp_path):
+    records = manifest(tmp_path, 200, seed=11)
+    report = coverage(records)
+    assert report["photographs"] == 200 and all(item["present"] > 150 for item in report["settings"].values())
+    parts = split_records(records, seed=0)
+    assert [len(part) for part in parts.values()] == [140, 20, 20, 20]
+    assert len({record.sha256 for part in parts.values() for record in part}) == 200
+    net, losses = train(parts["train"], steps=40, seed=1, lr=3e-3)
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.05
+    assert correlations(net, parts["train"])["iso"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_settings_are_learned_and_shuffled_labels_are_not(tmp_path):
+    records = manifest(tmp_path, 1500, seed=12)
+    learners, held_out = records[:1200], records[1200:]
+    learned = correlations(train(learners, steps=260, seed=2)[0], held_out)
+    assert learned["iso"] > 0.95 and learned["focal_length"] > 0.75 and learned["aperture"] > 0.6, learned
+    order = np.random.default_rng(0).permutation(len(learners))
+    shuffled = [replace(r, settings=learners[i].settings) for r, i in zip(learners, order, strict=True)]
+    control = correlations(train(shuffled, steps=260, seed=2)[0], held_out)
+    assert all(abs(value) < 0.25 for value in control.values()), control
