@@ -80,6 +80,12 @@ def test_scan_options(folder):
     unlabelled = scan_folder(folder, keep_unlabelled=True, check_pixels=False)
     # Without decoding nobody notices that the end is missing; a picture without EXIF is one all the same.
     assert [r.image for r in unlabelled.records] == ["b/canon.JPG", "cut.jpg", "nikon.png", "plain.jpg"]
+    assert coverage(unlabelled)["skipped"] == {
+        "a link that leads out of the folder": 1,
+        "not a picture in one of the formats JPEG, PNG, WEBP": 1,
+        "same file as another": 1,
+        "the file is empty": 1,
+    }
     assert scan_folder(folder, canon_evaluative=True).records[0].settings.values["metering_mode"] == "evaluative"
     assert [r.group for r in scan_folder(folder, group_by="camera").records] == ["Canon", "NIKON"]
     assert [r.group for r in scan_folder(folder, group_by="file").records] == ["b/canon.JPG", "nikon.png"]

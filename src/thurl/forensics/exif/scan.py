@@ -157,8 +157,8 @@ def _examine(
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         return SkippedFile(name, "a link that leads out of the folder")
     content, problem = read_file(path, max_bytes=max_bytes)
-    if problem:
-        return SkippedFile(name, problem)
+    if problem or not content:
+        return SkippedFile(name, problem or "the file is empty")
     reading = read_exif(content, max_pixels=max_pixels)
     settings = reading.settings(canon_evaluative=canon_evaluative)
     if reading.size is None and not keep_unlabelled:
