@@ -54,6 +54,7 @@ class Workload:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-5, weight_decay=1e-3)
         self.train, self.outer = (self.random_batch(side, batch) for _ in range(2))
         self.parameters = list(self.net.parameters())
+        self.learned: dict[str, Any] = {}
 
     @staticmethod
     def random_batch(side: int, batch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -84,6 +85,7 @@ def kinds_of_steps(work: Workload) -> dict[str, Callable[[], None]]:
     weights = torch.ones(len(TASKS), requires_grad=True)
     outer_adam = torch.optim.Adam([weights], lr=3e-4)
     lookahead = copy.deepcopy(work.net)
+    work.learned = {"ours": steps, "reference": weights}
 
     def plain() -> None:
         work.finish(work.losses(work.train).sum())

@@ -44,7 +44,7 @@ class Judge(PreTrainedModel):
         self.body = torch.nn.Linear(6, 16)
         self.norm = torch.nn.BatchNorm1d(16) if config.batch_norm else torch.nn.LayerNorm(16)
         self.dropout = torch.nn.Dropout(config.dropout)
-        self.score = torch.nn.Linear(16, 1)
+        self.score = torch.nn.Linear(16, 1, bias=False)  # a ranking does not determine a shift
         self.kind = torch.nn.Linear(16, 3)
         self.post_init()
 

@@ -88,8 +88,8 @@ def model_card(
 
 def training_settings(args: Any, steps: int, bilevel: Mapping[str, Any]) -> dict[str, Any]:
     """What a reader of the card wants to know of `transformers.TrainingArguments`, and the bi-level settings."""
-    names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "per_device_train_batch_size")
-    names += ("gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16")
+    names = ["learning_rate", "lr_scheduler_type", "optim", "weight_decay", "per_device_train_batch_size"]
+    names += ["gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16"]
     settings: dict[str, Any] = {"steps": steps, **{name: getattr(args, name) for name in names}}
     return {**settings, **{f"bilevel.{name}": value for name, value in bilevel.items()}}
 

@@ -42,11 +42,11 @@ class OuterBatches:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        if not len(dataset):  # type: ignore[arg-type]
+        if not len(dataset):
             raise UsageError("The outer data set is empty; the bi-level step needs a batch of it in every update.")
         self.drawn = 0
         self._dataset, self._collate, self._workers, self._seed = dataset, collate, workers, seed
-        self._order = _Shares(len(dataset), batch_size, processes, process, seed)  # type: ignore[arg-type]
+        self._order = _Shares(len(dataset), batch_size, processes, process, seed)
         self._batches: Iterator[Any] | None = None
 
     def take(self, count: int) -> list[Any]:
