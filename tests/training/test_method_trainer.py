@@ -199,7 +199,7 @@ def test_the_outer_pass_is_in_full_precision(tmp_path):
     assert found[True] == pytest.approx(found[False], rel=0.05) and found[True] != found[False]
 
 
-def test_half_precision_weights_and_split_parameters_are_refused(tmp_path):
+def test_half_precision_weights_are_refused(tmp_path):
     trainer = runs.trainer_for(tmp_path, "official")
     trainer.model.to(torch.bfloat16)
     with pytest.raises(UsageError, match="Keep float32 weights"):
