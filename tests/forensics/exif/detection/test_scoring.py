@@ -66,7 +66,8 @@ def test_paths_bytes_and_pictures_are_the_same(judge, pictures, tmp_path):
     image.save(tmp_path / "a.png")
     forms = [tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), image, pictures[0]]
     verdicts = judge.score(forms)
-    assert len({verdict.score for verdict in verdicts}) == 1
+    # Rows of one product may be rounded differently by their place in it.
+    assert [verdict.score for verdict in verdicts] == pytest.approx([verdicts[0].score] * len(forms), rel=1e-12)
     assert [v.image for v in verdicts] == [str(tmp_path / "a.png")] * 2 + ["picture 2", "picture 3", "picture 4"]
     assert judge.score(image)[0].score == pytest.approx(verdicts[0].score, rel=1e-4)
 
