@@ -15,8 +15,13 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("vision", "test", "docs")
 # These follow the torch build: a CPU or ROCm build of torch asks for none of them, another CUDA version for others.
 FOLLOW_TORCH = ("nvidia-", "cuda-", "triton")
-# Not part of the environment without a GPU; the version the recipes were written against.
-BY_HAND = {"vllm": "vllm==0.31.0"}
+# Not part of that environment: for GPUs (the version the recipes were written against), and the extra `quantised`.
+BY_HAND = {
+    "bitsandbytes": "bitsandbytes==0.50.2",
+    "optimum-quanto": "optimum-quanto==0.2.7",
+    "torchao": "torchao==0.18.0",
+    "vllm": "vllm==0.31.0",
+}
 
 HEADER = """\
 # The tested set. Install with it to get what the tests ran on:  pip install -e ".[vision]" -c constraints.txt

@@ -90,5 +90,5 @@ def test_the_trainer_uses_it(tmp_path):
     finally:
         sys.path.remove(str(folder))
     case = benchmark.Case("", {}, lora=True, checkpointing=True)
-    trainer = benchmark.make_trainer(case, tmp_path)
+    trainer = benchmark.trainer_of(case, tmp_path)
     assert not update(trainer.model)[1]

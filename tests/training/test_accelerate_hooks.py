@@ -2,13 +2,23 @@
 
 import inspect
 
+import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from thurl.training.accelerate_hooks import without_autocast
 
 
-def test_a_prepared_model_runs_in_the_precision_of_its_weights():
+@pytest.fixture
+def fresh_state():
+    """accelerate keeps the precision of the first `Accelerator` of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_a_prepared_model_runs_in_the_precision_of_its_weights(fresh_state):
     source = inspect.getsource(Accelerator.prepare_model)
     assert "model._original_forward = model.forward" in source
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
