@@ -56,6 +56,7 @@ LIGHT = [
     "thurl.text.evaluation",
     "thurl.text.questions",
     "thurl.training.checkpoints",
+    "thurl.training.page",
     "thurl.training.report",
     "thurl.training.results",
 ]

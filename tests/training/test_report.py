@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from thurl.training.report import MAX_SIDE, MAX_TEXT, Judgement, QualityRow, quality_table, write_quality_report
+from thurl.training.page import MAX_SIDE, MAX_TEXT
+from thurl.training.report import Judgement, QualityRow, quality_table, write_quality_report
 
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

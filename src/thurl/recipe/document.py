@@ -25,7 +25,7 @@ from thurl.errors import UsageError
 from thurl.messages import printable, shown
 
 
-__all__ = ["FOOTER", "HEADER", "Document", "find_file", "parse_value", "read_document"]
+__all__ = ["FOOTER", "HEADER", "Document", "Location", "find_file", "parse_value", "read_document"]
 
 HEADER = 'if __name__ == "__main__" and __import__("thurl").launch(__file__): r"""'
 FOOTER = '# """'

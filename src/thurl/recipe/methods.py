@@ -42,6 +42,16 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.coto_grpo_run:run",
         summary="GRPO on checkable answers with CoTo or a plain adapter; not in the paper",
     ),
+    "exif_ordinal": Method(
+        recipe="thurl.recipe.exif_ordinal:ExifOrdinalRecipe",
+        run="thurl.recipe.exif_run:run",
+        summary="detection of generated faces by camera settings, one-class (arXiv 2501.02207)",
+    ),
+    "blades": Method(
+        recipe="thurl.recipe.blades:BladesRecipe",
+        run="thurl.recipe.exif_run:run",
+        summary="the same with eleven tasks whose weights are learned by a bi-level step (arXiv 2507.22824)",
+    ),
 }
 
 

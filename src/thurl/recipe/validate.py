@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from thurl.data.labels import LABEL_FORMATS
 from thurl.errors import UsageError
 from thurl.messages import closest, nearest, printable, shown
-from thurl.recipe.document import Document, find_file, read_document
+from thurl.recipe.document import Document, Location, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
@@ -53,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, processes: i
     """
     document = read_document(path, overrides)
     recipe_class, problems = _recipe_class(document)
-    data, missing, file_problems = _look_up_files(document)
+    data, missing, file_problems = _look_up_files(document, recipe_class)
     problems += file_problems
     sections, section_problems = _validate_sections(recipe_class, data)
     problems += section_problems
@@ -251,7 +251,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[Problem]]:
+def _look_up_files(document: Document, recipe_class: Any) -> tuple[dict[str, Any], list[str], list[Problem]]:
     """Replace the files a recipe names by where they are.
 
     A source that says where to `obtain` its files may lack them (`missing`); any other absent file is a mistake.
@@ -282,12 +282,33 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
             for name in _file_keys(str(source.get("format"))):
                 look_up(source, (section, key, index, name), obtain)
     look_up(data.get("training"), ("training", "deepspeed"))
+    for pattern in getattr(recipe_class, "files", ()):
+        for holder, path in _places(data, pattern):
+            obtain = holder.get("obtain")
+            look_up(holder, path, obtain if isinstance(obtain, str) else None)
     model = data.get("model")
+    # Absent weights stop a run and not a validation, whatever names them.
+    for key in getattr(recipe_class, "weights", ()):
+        if isinstance(model, dict) and isinstance(model.get(key), str):
+            model[key] = str(find_file(model[key], document.path) or model[key])
     if isinstance(model, dict) and isinstance(model.get("name_or_path"), str):
         found = find_file(model["name_or_path"], document.path)
         if found is not None and found.is_dir():
             model["name_or_path"] = str(found)
     return data, list(missing.values()), problems
+
+
+def _places(data: Any, pattern: Location, done: Location = ()) -> Iterator[tuple[dict[str, Any], Location]]:
+    """The mappings that hold the last key of `pattern`, with its path; `*` stands for every key of a mapping."""
+    head, *rest = pattern
+    if not isinstance(data, dict):
+        return
+    if not rest:
+        if head in data:
+            yield data, (*done, head)
+        return
+    for key in list(data) if head == "*" else [head]:
+        yield from _places(data.get(key), tuple(rest), (*done, key))
 
 
 def _file_keys(source_format: str) -> tuple[str, ...]:

@@ -6,8 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from thurl.training import report
-from thurl.training.results import write_atomically
+from thurl.training.page import (
+    MAX_TEXT,
+    Curves,
+    draw_curves,
+    escape,
+    figure,
+    gallery,
+    section,
+    text_table,
+    write_page,
+)
 
 
 __all__ = ["AnswerCard", "write_answer_page"]
@@ -30,7 +39,7 @@ def write_answer_page(
     summary: str,
     facts: Sequence[tuple[str, str]],
     table: Sequence[Sequence[str]],
-    curves: report.Curves,
+    curves: Curves,
     examples: Mapping[str, Sequence[AnswerCard]],
     notes: Sequence[str] = (),
     timing: Sequence[Sequence[str]] = (),
@@ -47,24 +56,11 @@ def write_answer_page(
         notes: what a reader must know to believe the numbers.
         timing: rows of `thurl.training.timing.phase_rows`.
     """
-    escape, section = report._escape, report._section
-    parts = [f"<header><h1>{escape(title)}</h1><p class='lead'>{escape(summary)}</p></header>"]
-    tiles = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
-    parts.append(f"<dl class='facts'>{tiles}</dl>")
-    parts.append(section("Exact answers", report._text_table(table) + _CAPTION))
+    sections = [section("Exact answers", text_table(table) + _CAPTION)]
     if curves:
-        drawing = report._draw_curves(curves)
-        parts.append(section("Learning curves", report._figure(drawing, "Curves over training steps", _CURVES)))
-    for heading, cards in examples.items():
-        if cards:
-            parts.append(section(heading, f"<div class='gallery'>{''.join(map(_card, cards))}</div>"))
-    if timing:
-        parts.append(section("Where the time went", report._text_table(timing)))
-    if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        parts.append(section("Notes", f"<ul class='notes'>{items}</ul>"))
-    parts.append(f"<footer>{escape(report._environment_line())}</footer>")
-    write_atomically(path, report._PAGE.format(title=escape(title), body="\n".join(parts)))
+        sections.append(section("Learning curves", figure(draw_curves(curves), "Curves over training steps", _CURVES)))
+    sections += [section(heading, gallery(map(_card, cards))) for heading, cards in examples.items() if cards]
+    write_page(path, title=title, summary=summary, facts=facts, sections=sections, timing=timing, notes=notes)
 
 
 def _card(card: AnswerCard) -> str:
@@ -74,8 +70,8 @@ def _card(card: AnswerCard) -> str:
 
 
 def _short(text: str) -> str:
-    cut = text if len(text) <= report.MAX_TEXT else text[: report.MAX_TEXT] + " \N{HORIZONTAL ELLIPSIS}"
-    return report._escape(cut)
+    cut = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " \N{HORIZONTAL ELLIPSIS}"
+    return escape(cut)
 
 
 _CAPTION = (

@@ -256,6 +256,11 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
                 result[place] = part.view_as(tensors[place]).to(tensors[place].device)
         return result
 
+    def begin_epoch(self, epoch: int) -> None:
+        # accelerate tells the data set its epoch in a run of one process only.
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
+
     # -- logs and exact resume -------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

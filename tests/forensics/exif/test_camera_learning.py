@@ -5,6 +5,7 @@ The whole way of a tiny recipe except its trainer: scenes, JPEG files, scan, man
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import numpy as np
@@ -88,11 +89,14 @@ def test_from_scenes_to_a_falling_loss(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_settings_are_learned_and_shuffled_labels_are_not(tmp_path):
-    records = manifest(tmp_path, 1500, seed=12)
+    """Bars set beforehand: ISO > 0.95, focal length > 0.75, aperture > 0.6, shuffled labels within 0.25 of 0."""
+    seed = secrets.randbelow(10**6)  # a fresh one each time; the message names it
+    records = manifest(tmp_path, 1500, seed=seed)
     learners, held_out = records[:1200], records[1200:]
-    learned = correlations(train(learners, steps=260, seed=2)[0], held_out)
-    assert learned["iso"] > 0.95 and learned["focal_length"] > 0.75 and learned["aperture"] > 0.6, learned
-    order = np.random.default_rng(0).permutation(len(learners))
+    learned = correlations(train(learners, steps=260, seed=seed)[0], held_out)
+    order = np.random.default_rng(seed).permutation(len(learners))
     shuffled = [replace(r, settings=learners[i].settings) for r, i in zip(learners, order, strict=True)]
-    control = correlations(train(shuffled, steps=260, seed=2)[0], held_out)
-    assert all(abs(value) < 0.25 for value in control.values()), control
+    control = correlations(train(shuffled, steps=260, seed=seed)[0], held_out)
+    where = f"seed {seed}: learned {learned}, control {control}"
+    assert learned["iso"] > 0.95 and learned["focal_length"] > 0.75 and learned["aperture"] > 0.6, where
+    assert all(abs(value) < 0.25 for value in control.values()), where

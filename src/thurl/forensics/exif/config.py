@@ -13,6 +13,7 @@ from thurl.forensics.exif.tasks import OFFICIAL_COLUMNS, TASKS, class_names, pro
 __all__ = ["BladesConfig", "ExifEncoderConfig", "ExifOrdinalConfig", "FaceHeadConfig"]
 
 _BLOCKS = ("bottleneck", "basic")
+_NORMS = ("batch", "group")
 
 
 class ExifEncoderConfig(PreTrainedConfig):
@@ -28,6 +29,8 @@ class ExifEncoderConfig(PreTrainedConfig):
         stem_pool: whether a 3x3 max pooling of stride 2 follows. For pictures of 64 pixels and less take kernel 3,
             stride 1 and no pooling, else the first two layers blur away what a camera leaves in the pixels.
         feature_size: width of the features.
+        norm: "batch", as in both papers, or "group", whose rows do not depend on each other: several processes, or
+            accumulated micro-batches, then train what one batch does.
     """
 
     model_type = "thurl_exif_encoder"
@@ -41,6 +44,7 @@ class ExifEncoderConfig(PreTrainedConfig):
     stem_stride: int = 2
     stem_pool: bool = True
     feature_size: int = 768
+    norm: str = "batch"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.depths, self.hidden_sizes = list(self.depths), list(self.hidden_sizes)
@@ -52,6 +56,8 @@ class ExifEncoderConfig(PreTrainedConfig):
             raise ValueError(f"block={self.block!r} is none of {', '.join(_BLOCKS)}")
         if self.block == "bottleneck" and any(size % 4 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: bottleneck blocks need multiples of 4")
+        if self.norm not in _NORMS:
+            raise ValueError(f"norm={self.norm!r} is none of {', '.join(_NORMS)}")
         if self.stem_kernel % 2 == 0 or self.stem_kernel < 1:
             raise ValueError(f"stem_kernel={self.stem_kernel}: an odd number is needed")
         super().__post_init__(**kwargs)

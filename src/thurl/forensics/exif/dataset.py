@@ -23,6 +23,7 @@ from thurl.forensics.exif.manipulations import (
     PHOTOGRAPH,
     WORK_SIZE,
     draw_manipulation,
+    editable,
     labels_of,
     manipulate,
     resample,
@@ -100,17 +101,48 @@ class CameraFaces(Dataset):
         Raises:
             ImageError: the picture cannot be read.
         """
-        record = self.records[index]
         face, name = self.face(index)
+        return {"pixel_values": self.processor.pixels(face), "labels": self._labels(index, name)}
+
+    def labels(self) -> dict[str, torch.Tensor]:
+        """Labels of all items of the current epoch, without reading pictures: task to (N,) or (N, regions)."""
+        rows = [self._labels(index, self.edit(index)) for index in range(len(self))]
+        return {task: torch.stack([row[task] for row in rows]) for task in TASKS}
+
+    def edit(self, index: int) -> str:
+        """Name of the edit that `face` makes, without the picture's pixels."""
+        record, name, _ = self._draw(index)
+        if name in (PHOTOGRAPH, "warp") or name in record.edited:
+            return name
+        # Turned pictures have other sides than those stored in the manifest.
+        known = record.size is not None and not self.processor.upright
+        size = record.size if known else open_image(record.image, upright=self.processor.upright).size
+        crop = size
+        if record.box is not None:
+            left, top, right, bottom = face_square(record.box, size, scale=self.processor.crop_scale)
+            crop = (right - left, bottom - top)
+        points = self._points(record, size, crop)
+        return name if points is not None and editable(points, name, WORK_SIZE, WORK_SIZE) else "warp"
+
+    def _labels(self, index: int, name: str) -> dict[str, torch.Tensor]:
+        settings = self.records[index].settings
         labels: dict[str, torch.Tensor] = {}
-        for task, value in zip(ORDINAL_TASKS, record.settings.ordinal(), strict=True):
+        for task, value in zip(ORDINAL_TASKS, settings.ordinal(), strict=True):
             labels[task] = torch.tensor(value, dtype=torch.float32)
-        for task, label in zip(CATEGORICAL_TASKS, record.settings.classes(), strict=True):
+        for task, label in zip(CATEGORICAL_TASKS, settings.classes(), strict=True):
             labels[task] = torch.tensor(label)
         coarse, touched = labels_of(name, self.regions)
         labels["coarse_face"] = torch.tensor(coarse)
         labels["fine_face"] = torch.tensor(touched, dtype=torch.float32)
-        return {"pixel_values": self.processor.pixels(face), "labels": labels}
+        return labels
+
+    def _draw(self, index: int) -> tuple[FaceRecord, str, np.random.Generator]:
+        """A record, the edit drawn for it in this epoch, and the generator of what else is drawn."""
+        record = self.records[index]
+        rng = np.random.default_rng((self.seed, self.epoch, index % len(self.records)))
+        if self.manipulations is None:
+            return record, PHOTOGRAPH, rng
+        return record, draw_manipulation(rng, self.manipulations), rng
 
     def face(self, index: int) -> tuple[np.ndarray, str]:
         """The face of one item before normalising, and its edit ("photograph" for none).
@@ -119,13 +151,7 @@ class CameraFaces(Dataset):
             (H, W, 3) uint8. With `manipulations`, faces larger than 224 pixels come back as 224 squared, smaller ones
             in their own size.
         """
-        record = self.records[index]
-        if index < 0:
-            index += len(self.records)
-        name = PHOTOGRAPH
-        if self.manipulations is not None:
-            rng = np.random.default_rng((self.seed, self.epoch, index))
-            name = draw_manipulation(rng, self.manipulations)
+        record, name, rng = self._draw(index)
         if name in record.edited:
             return self.processor.cut(record.edited[name], record.box), name
         full = open_image(record.image, upright=self.processor.upright)

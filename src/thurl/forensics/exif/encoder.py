@@ -9,6 +9,7 @@ stages, a stem without stride and pooling). The released checkpoints store these
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +58,14 @@ class ExifEncoder(PreTrainedModel):
         self.conv1 = nn.Conv2d(
             3, channels, config.stem_kernel, config.stem_stride, padding=config.stem_kernel // 2, bias=False
         )
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = _norm(config.norm, channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem_pool else nn.Identity()
         self._stages = []
         block = _Bottleneck if config.block == "bottleneck" else _Basic
         for number, (depth, size) in enumerate(zip(config.depths, config.hidden_sizes, strict=True), start=1):
             stride = 1 if number == 1 else 2
-            blocks = [block(channels, size, stride)] + [block(size, size, 1) for _ in range(depth - 1)]
+            sizes = [(channels, size, stride), *[(size, size, 1)] * (depth - 1)]
+            blocks = [block(*shape, config.norm) for shape in sizes]
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
             self._stages.append(f"layer{number}")
             channels = size
@@ -89,6 +91,9 @@ class ExifEncoder(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
@@ -124,12 +129,16 @@ def encoder_fingerprint(encoder: ExifEncoder) -> str:
     return digest.hexdigest()
 
 
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
+
+
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str):
         super().__init__()
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(norm, outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         short = x if self.downsample is None else self.downsample(x)
@@ -137,15 +146,15 @@ class _Block(nn.Module):
 
 
 class _Bottleneck(_Block):
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__(inputs, outputs, stride)
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str):
+        super().__init__(inputs, outputs, stride, norm)
         inner = outputs // 4
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
+        self.bn1 = _norm(norm, inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.bn2 = _norm(norm, inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = _norm(norm, outputs)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.bn1(self.conv1(x)))
@@ -154,12 +163,12 @@ class _Bottleneck(_Block):
 
 
 class _Basic(_Block):
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__(inputs, outputs, stride)
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str):
+        super().__init__(inputs, outputs, stride, norm)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = _norm(norm, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = _norm(norm, outputs)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.bn1(self.conv1(x)))

@@ -36,6 +36,7 @@ __all__ = [
     "RATIOS",
     "WORK_SIZE",
     "draw_manipulation",
+    "editable",
     "labels_of",
     "manipulate",
     "region_box",
@@ -124,9 +125,7 @@ def manipulate(
     drawn = float(rng.choice(RATIOS))
     jitter = _jitter(rng)
     ratio = drawn if ratio is None else ratio
-    box = None
-    if name != "warp" and landmarks is not None:
-        box = region_box(np.asarray(landmarks, dtype=np.float64), _EDITS[name][0], *image.shape[:2])
+    box = None if landmarks is None else _box_of(name, landmarks, *image.shape[:2])
     if box is None:
         return warp(image, jitter), "warp"
     _, axes, grow, (kernel, sigma) = _EDITS[name]
@@ -139,6 +138,19 @@ def manipulate(
     weight = blend_weights(box, height, width, kernel=kernel, sigma=sigma, window=window)[..., None] * ratio
     edited[top:bottom, left:right] = weight * block + (1 - weight) * image[top:bottom, left:right]
     return edited.astype(np.uint8), name  # truncated, as officially
+
+
+def editable(landmarks: Sequence[Sequence[float]] | np.ndarray, name: str, height: int, width: int) -> bool:
+    """Whether `manipulate` makes this edit with these landmarks, and not the warp instead."""
+    return name == "warp" or _box_of(name, landmarks, height, width) is not None
+
+
+def _box_of(
+    name: str, landmarks: Sequence[Sequence[float]] | np.ndarray, height: int, width: int
+) -> tuple[int, int, int, int] | None:
+    if name == "warp":
+        return None
+    return region_box(np.asarray(landmarks, dtype=np.float64), _EDITS[name][0], height, width)
 
 
 def region_box(landmarks: np.ndarray, region: str, height: int, width: int) -> tuple[int, int, int, int] | None:

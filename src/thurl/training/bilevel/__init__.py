@@ -7,8 +7,31 @@ Papers: BLADES (arXiv 2507.22824) and SJEDD (arXiv 2408.16305), whose official c
 step on a model, its optimizer and two batches. `thurl.training.method_trainer` runs it inside a trainer.
 """
 
-from thurl.training.bilevel.config import BilevelConfig
-from thurl.training.bilevel.step import BilevelReport, BilevelStep
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+# name -> module. Resolved on first use, so that a recipe can check its settings without torch.
+_PUBLIC = {
+    "BilevelConfig": "thurl.training.bilevel.config",
+    "BilevelReport": "thurl.training.bilevel.step",
+    "BilevelStep": "thurl.training.bilevel.step",
+}
 
 __all__ = ["BilevelConfig", "BilevelReport", "BilevelStep"]
+
+if TYPE_CHECKING:
+    from thurl.training.bilevel.config import BilevelConfig
+    from thurl.training.bilevel.step import BilevelReport, BilevelStep
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

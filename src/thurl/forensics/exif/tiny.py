@@ -1,0 +1,71 @@
+"""Small networks of both methods for pictures of the simulated camera, from a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig
+from thurl.forensics.exif.tasks import prompts
+
+
+__all__ = ["tiny_blades_config", "tiny_encoder_config"]
+
+
+def tiny_encoder_config(
+    *,
+    depths: Sequence[int] = (1, 1, 1, 1),
+    hidden_sizes: Sequence[int] = (16, 24, 32, 64),
+    stem_channels: int = 16,
+    feature_size: int = 32,
+    norm: str = "batch",
+) -> ExifEncoderConfig:
+    """A ResNet of basic blocks whose first layers keep the resolution, for pictures of 64 pixels and less."""
+    return ExifEncoderConfig(
+        depths=list(depths),
+        hidden_sizes=list(hidden_sizes),
+        block="basic",
+        stem_channels=stem_channels,
+        stem_kernel=3,
+        stem_stride=1,
+        stem_pool=False,
+        feature_size=feature_size,
+        norm=norm,
+    )
+
+
+def tiny_blades_config(
+    encoder: ExifEncoderConfig,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    columns: dict[str, int] | None = None,
+    rank_scale: float = 2**0.5 / 2,
+    focal_gamma: float = 2.0,
+) -> BladesConfig:
+    """A joint embedding with a small text tower, whose vocabulary is the tokens that the released prompts use."""
+    whole = BladesConfig(encoder_config=encoder, columns=columns)
+    # In the order of the old ids, so that the end token stays the last one.
+    vocabulary = sorted({token for ids in whole.prompt_ids for token in ids})
+    place = {token: number for number, token in enumerate(vocabulary)}
+    start, end = prompts()[0].ids[0], prompts()[0].ids[-1]
+    text = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "projection_dim": hidden,
+        "max_position_embeddings": max(map(len, whole.prompt_ids)),
+        "bos_token_id": place[start],
+        "eos_token_id": place[end],
+        "pad_token_id": 0,
+    }
+    return BladesConfig(
+        encoder_config=encoder,
+        text_config=text,
+        columns=whole.columns,
+        prompt_ids=[[place[token] for token in ids] for ids in whole.prompt_ids],
+        rank_scale=rank_scale,
+        focal_gamma=focal_gamma,
+    )
