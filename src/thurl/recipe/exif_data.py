@@ -12,6 +12,7 @@ import numpy as np
 from accelerate import PartialState
 
 from thurl.errors import DataError
+from thurl.forensics.exif.calibration import smallest_sample
 from thurl.forensics.exif.camera import write_fakes, write_photographs
 from thurl.forensics.exif.dataset import CameraFaces
 from thurl.forensics.exif.landmarks import with_average_landmarks
@@ -97,6 +98,7 @@ def load_study(recipe: Any, folder: Path) -> FaceStudy:
         for name, source in evaluation.generated.items():
             generated[name] = _records(source, folder / "data" / "generated" / name, seed)
         _check_disjoint(test, {**parts, "fit": fit, "calibration of the detector": calibration})
+    _check_calibration(recipe, len(calibration))
     study = FaceStudy(
         parts,
         fit[: detector.max_photographs],
@@ -159,6 +161,22 @@ def _pictures(folder: Path, count: int | None) -> list[FaceRecord]:
     if not found:
         raise DataError(f"{folder}: no picture ending in {', '.join(SUFFIXES)} below it")
     return [FaceRecord(image=str(path)) for path in found[:count]]
+
+
+def _check_calibration(recipe: Any, count: int) -> None:
+    """Too few photographs are better found before training than after it."""
+    needed = {f"detector.rates: {rate:g}": smallest_sample(rate) for rate in recipe.detector.rates}
+    if recipe.evaluation is not None:
+        rate = min(recipe.detector.rates) if recipe.evaluation.rate is None else recipe.evaluation.rate
+        needed[f"evaluation.rate: {rate:g} on two sides"] = smallest_sample(rate, two_sided=True)
+    problems = [
+        f"{where} needs {least} calibration photographs, there are {count}; give more (`data.parts.calibration`, or "
+        "`detector.calibration_share`) or a larger rate"
+        for where, least in needed.items()
+        if count < least
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _check_disjoint(test: list[FaceRecord], parts: dict[str, list[FaceRecord]]) -> None:

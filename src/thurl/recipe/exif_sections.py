@@ -87,9 +87,7 @@ class FaceModelSection(Section):
         if self.start == "folder" and self.path is None:
             found.append((("path",), "is needed by `start: folder`: the folder of the encoder to start from"))
         if self.start == "random" and self.path is not None:
-            found.append(
-                (("path",), "is not used by `start: random`; set another `start`, or remove it")
-            )
+            found.append((("path",), "is not used by `start: random`; set another `start`, or remove it"))
         if self.tiny is not None and self.start == "imagenet":
             found.append((("start",), "`imagenet` weights are those of a ResNet-50, which `tiny` is not"))
         return found
