@@ -1,5 +1,6 @@
 """The learning run of the tiny recipe, with its control. Minutes; the committed evidence is in results/."""
 
+import importlib.util
 import json
 import secrets
 import subprocess
@@ -66,3 +67,30 @@ def test_a_tiny_language_model_learns_from_rewards_with_coto(tmp_path):
     record = tiny_run(tmp_path, "coto_llm_grpo")
     assert record["accuracy_before"] < 0.2 and record["accuracy_control"] < 0.2, record
     assert record["accuracy_after"] >= 0.8, record
+
+
+def exif_records(recipe, seeds):
+    """The tiny EXIF recipe on fresh seeds, as benchmarks/exif_camera.py runs and judges it."""
+    spec = importlib.util.spec_from_file_location("exif_camera", ROOT / "benchmarks" / "exif_camera.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    return benchmark, [benchmark.short(benchmark.one_run(recipe, secrets.randbelow(10**6), [])) for _ in range(seeds)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_camera_settings_are_learned_and_find_fakes():
+    """Bars in the benchmark's text, set before the first run; the means of its last bar need three seeds."""
+    benchmark, runs = exif_records("exif_ordinal", 3)
+    assert all(benchmark.verdicts(runs).values()), (benchmark.verdicts(runs), runs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_blades_learns_settings_and_weights():
+    """Bars: ISO above 0.9 and the control within 0.25 of 0, false alarms within 3 standard errors, weights moved."""
+    benchmark, (run,) = exif_records("blades", 1)
+    assert run["settings"]["iso"]["srcc_after"] > 0.9, run
+    assert all(abs(entry["srcc_control"] or 0) < benchmark.CONTROL for entry in run["settings"].values()), run
+    assert all(entry["within"] for entry in run["false_alarms"].values()), run
+    assert all(weight != 1 for weight in run["weights"].values()), run

@@ -82,7 +82,7 @@ def test_perfect_and_reversed_answers(records):
     assert metrics["auc_manipulated"] == 1
     tasks = ("iso", "aperture", "exposure_time", "focal_length", "coarse_face")
     assert metrics["proxy_loss"] == pytest.approx(sum(metrics[f"loss_{task}"] for task in tasks))
-    assert metrics["loss_iso"] < 0.1 < metrics["loss_aperture"]
+    assert metrics["loss_iso"] < metrics["loss_aperture"] / 2
     known = ~torch.isnan(labels["iso"])
     assert results.settings["labelled"]["srcc_iso"] == int(known.sum()) < len(data)
     assert [item["edit"] for item in results.items] == [data.edit(i) for i in range(len(data))]
@@ -152,7 +152,7 @@ def test_a_group_norm_encoder_treats_rows_alone():
 
 def test_the_tiny_text_tower_tells_all_prompts_apart():
     model = model_of("blades")
-    features = torch.nn.functional.normalize(model.text_features(), dim=1)
+    features = torch.nn.functional.normalize(model.text_features().detach(), dim=1)
     similar = features @ features.T - torch.eye(50)
     assert float(similar.max()) < 1 - 1e-5
     ids = model.config.prompt_ids
