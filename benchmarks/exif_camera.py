@@ -2,8 +2,9 @@
 
     python benchmarks/exif_camera.py --seeds 11 12 13
 
-Each seed is one run of the recipe in a process of its own, so scenes, settings, noise, weights and order are all drawn
-anew; nothing of it was used to choose the recipe. The bars were written down before the first run:
+Each seed is one run of the recipe, and its control, in processes of their own, so scenes, settings, noise, weights and
+order are all drawn anew; nothing of it was used to choose the recipe. With `--folder` a benchmark that was stopped
+goes on where it was. The bars were written down before the first run:
 
 - `learned`: Spearman on held-out photographs above 0.95 (ISO), 0.75 (focal length), 0.6 (aperture), every seed.
 - `control`: the run on settings of other photographs within 0.25 of 0 for each of the four settings, every seed.
@@ -27,6 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from thurl.recipe.exif_run import run
+from thurl.recipe.validate import load_recipe
 from thurl.training.results import write_results
 
 
@@ -34,21 +37,49 @@ ROOT = Path(__file__).resolve().parents[1]
 LEARNED = {"iso": 0.95, "focal_length": 0.75, "aperture": 0.6}
 MOMENTS = ("before", "after", "control")
 CONTROL = 0.25
+PARTS = ("run", "control")
 FAKE, FAKE_AUC, FAKE_GAIN = "reborn", 0.62, 0.10
 
 
-def one_run(recipe: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The record of one run of a tiny recipe, with its trajectory."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "recipes" / "tiny" / f"{recipe}.yaml"), f"training.seed={seed}"]
-        command += [f"control.seed={seed}", f"training.output_dir={folder}", *overrides]
-        command += [f"report.results={folder}/results.json", f"report.html={folder}/report.html"]
-        with open(f"{folder}/log.txt", "w") as log:
+def one_run(recipe: str, seed: int, overrides: Sequence[str], folder: Path | None = None, jobs: int = 1) -> dict:
+    """The record of one run of a tiny recipe and of its control, which may run at the same time (`jobs`).
+
+    Args:
+        folder: holds the runs and is kept; what is finished there is not done again.
+    """
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
+        place = Path(temporary) if folder is None else folder
+        parts = pool.map(lambda part: _part(recipe, seed, overrides, place / f"{seed}_{part}", part), PARTS)
+        record, control = parts
+    record["control"] = control["after"]
+    for name, entry in record["generated"].items():
+        entry["auc_control"] = control["generated"][name]["auc"]
+    return record
+
+
+def _part(recipe: str, seed: int, overrides: Sequence[str], place: Path, part: str) -> dict[str, Any]:
+    results = place / "results.json"
+    if not results.is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--part", part, "--recipe", recipe, "--seeds", str(seed)]
+        command += ["--folder", str(place), "--overrides", *overrides]
+        with open(place / "log.txt", "w") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False,
                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
         if done.returncode:
-            raise RuntimeError(Path(folder, "log.txt").read_text()[-3000:])
-        return json.loads(Path(folder, "results.json").read_text())["runs"][0]
+            raise RuntimeError((place / "log.txt").read_text()[-3000:])
+    return json.loads(results.read_text())["runs"][0]
+
+
+def run_part(recipe: str, seed: int, overrides: Sequence[str], place: Path, part: str) -> None:
+    """The run of a recipe, or its control alone, written to `place`; goes on from a checkpoint that is there."""
+    path = ROOT / "recipes" / "tiny" / f"{recipe}.yaml"
+    changes = [f"training.seed={seed}", f"control.seed={seed}", f"training.output_dir={place}", *overrides]
+    changes += ["training.resume_from_checkpoint=auto", "control.shuffle_settings=false"]
+    changes += [f"report.results={place}/results.json", f"report.html={place}/report.html"]
+    changes += ["evaluation.before=false"] if part == "control" else []
+    loaded = load_recipe(path, changes).recipe
+    run(loaded, recipe_path=path.name, shuffle=part == "control")
 
 
 def short(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,11 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=["exif_ordinal", "blades"], default="exif_ordinal")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--overrides", nargs="*", default=[])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
+    parser.add_argument("--together", action="store_true", help="a run and its control at the same time")
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are here")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("results/exif_camera.json"))
     options = parser.parse_args(arguments)
+    if options.part:
+        run_part(options.recipe, options.seeds[0], options.overrides, options.folder, options.part)
+        return 0
+    jobs = 2 if options.together else 1
     with ThreadPoolExecutor(options.jobs) as pool:
-        records = list(pool.map(lambda seed: one_run(options.recipe, seed, options.overrides), options.seeds))
+        found = pool.map(
+            lambda seed: one_run(options.recipe, seed, options.overrides, options.folder, jobs), options.seeds
+        )
+        records = list(found)
     runs = [short(record) for record in records]
     bars = verdicts(runs)
     write_results(

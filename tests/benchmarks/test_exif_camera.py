@@ -69,7 +69,7 @@ def test_an_undefined_control_has_learned_nothing(benchmark):
 
 
 def test_the_results_file(benchmark, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "one_run", lambda recipe, seed, overrides: record(seed))
+    monkeypatch.setattr(benchmark, "one_run", lambda recipe, seed, *options: record(seed))
     assert benchmark.main(["--seeds", "4", "5", "--out", str(tmp_path / "r.json")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
     assert [run["seed"] for run in results["runs"]] == [4, 5] and results["met"]["fakes"]

@@ -66,8 +66,13 @@ _LIMITS = (
 _SIMULATED = "Trained on pictures of a simulated camera: it shows that the method works, and knows no real photograph."
 
 
-def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = (), shuffle: bool = False) -> dict[str, Any]:
     """Train, fit, calibrate, evaluate and report as the recipe says; called on every process.
+
+    Args:
+        recipe: an `ExifOrdinalRecipe` or `BladesRecipe`.
+        recipe_path, overrides: for the results file.
+        shuffle: make the control the run: settings of other photographs, drawn with `control.seed`.
 
     Returns:
         the record of the run, as in the results file; on other processes than the first its seed only.
@@ -80,6 +85,8 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict
     args = training_arguments(recipe)
     started = time.perf_counter()
     study = load_study(recipe, Path(args.output_dir))
+    if shuffle:
+        study = shuffled(study, recipe.control.seed)
     data_seconds = time.perf_counter() - started
     main = train(recipe, args, study)
     control = None
