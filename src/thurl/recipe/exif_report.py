@@ -223,7 +223,8 @@ def _write_html(
         sections.append(section("Learning curves", figure(draw_curves(curves), "Curves over steps", _CURVES)))
     weights = {name.removeprefix("weights/"): _points(main.log, name) for name in _names(main.log, "weights/")}
     if weights:
-        drawing = draw_curves({"Weight of each task": weights})
+        weights = {name.replace("_", " "): line for name, line in weights.items()}
+        drawing = draw_curves({"Weight of each task": weights}, alike=True)
         sections.append(section("Learned task weights", figure(drawing, "Task weights over steps", _WEIGHTS)))
     facts = []
     if "test" in main.after:

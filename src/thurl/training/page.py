@@ -201,8 +201,13 @@ def _data_uri(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def draw_curves(curves: Curves) -> Any:
-    """One panel per name; its first line is the run, the others, dashed and grey, are what it is compared with."""
+def draw_curves(curves: Curves, *, alike: bool = False) -> Any:
+    """One panel per name; its first line is the run, the others, dashed and grey, are what it is compared with.
+
+    Args:
+        curves: panel -> line -> (steps, values).
+        alike: give all lines colours of their own instead.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -221,10 +226,12 @@ def draw_curves(curves: Curves) -> Any:
             axes.margins(x=0.02, y=0.08)
             for position, (label, (steps, values)) in enumerate(lines.items()):
                 look = (
-                    {"color": COLOURS[0], "zorder": 3}
-                    if position == 0
+                    {"color": COLOURS[position % len(COLOURS)], "zorder": 3}
+                    if position == 0 or alike
                     else {"color": _MUTED, "linestyle": (0, (4, 2))}
                 )
+                if position >= len(COLOURS):
+                    look["linestyle"] = (0, (4, 2))
                 dense = len(values) > 25
                 if dense:
                     axes.plot(steps, values, color=look["color"], linewidth=0.7, alpha=0.3)
@@ -237,7 +244,9 @@ def draw_curves(curves: Curves) -> Any:
                     markersize=4,
                     **look,
                 )
-            if len(lines) > 1:
+            if alike:
+                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.4)
+            elif len(lines) > 1:
                 axes.legend(loc="best", handlelength=2.4)
     return figure
 
