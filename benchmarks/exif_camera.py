@@ -28,7 +28,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from thurl.recipe.exif_run import run
 from thurl.recipe.validate import load_recipe
 from thurl.training.results import write_results
 
@@ -73,6 +72,8 @@ def _part(recipe: str, seed: int, overrides: Sequence[str], place: Path, part: s
 
 def run_part(recipe: str, seed: int, overrides: Sequence[str], place: Path, part: str) -> None:
     """The run of a recipe, or its control alone, written to `place`; goes on from a checkpoint that is there."""
+    from thurl.recipe.exif_run import run  # torch and transformers, which the waiting process has no use for
+
     path = ROOT / "recipes" / "tiny" / f"{recipe}.yaml"
     changes = [f"training.seed={seed}", f"control.seed={seed}", f"training.output_dir={place}", *overrides]
     changes += ["training.resume_from_checkpoint=auto", "control.shuffle_settings=false"]
