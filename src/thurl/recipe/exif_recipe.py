@@ -74,12 +74,14 @@ class ExifRecipe(Section):
         found += [(("training", *path), message) for path, message in method_problems(training)]
         usable = usable_fields(training, cls.training_schema)
         best = field_value(usable, "metric_for_best_model", cls.training_schema)
-        names = (*metric_names(cls.metric_columns(sections)), "loss")
-        if best is not None and best.removeprefix("eval_") not in names[:-1]:
+        if best is None and field_value(usable, "load_best_model_at_end", cls.training_schema):
+            best = "loss"  # what transformers takes
+        names = metric_names(cls.metric_columns(sections))
+        if best is not None and best.removeprefix("eval_") not in names:
             where = ("training", "metric_for_best_model")
             found.append((where, f"is {best}, which is not measured{nearest(best, names)}; take `proxy_loss`"))
-        if sections.get("bilevel") is not None and training.get("deepspeed"):
-            message = "splits parameters that the bi-level step needs whole; remove it and train with DDP"
+        if training.get("deepspeed"):
+            message = "splits parameters that the detector and the bi-level step need whole; remove it, train with DDP"
             found.append((("training", "deepspeed"), message))
         if sections.get("optimizer") is not None and sections["optimizer"].kind != "training" and "optim" in training:
             message = f"is not used by `optimizer.kind: {sections['optimizer'].kind}`; remove one of them"
@@ -94,9 +96,10 @@ class ExifRecipe(Section):
     def missing_weights_and_data(self) -> list[str]:
         """What is not on this machine, one message each with where to get it. Opens no picture and no weights."""
         model, missing = self.model, []
-        if model.start == "folder" and not (Path(model.path) / "config.json").is_file():
+        folder = Path(model.path or "")
+        if model.start == "folder" and not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
             missing.append(
-                f"model weights: {model.path} is no folder of an encoder (config.json is not there). Convert a "
+                f"model weights: {model.path} is no folder of an encoder (config.json, *.safetensors). Convert a "
                 "checkpoint with `thurl.forensics.exif.convert_checkpoint` (EXIF as Language: "
                 "https://github.com/hellomuffin/exif-as-language), set `model.path` to a folder that has one, or "
                 "`model.start=imagenet model.path=null`"

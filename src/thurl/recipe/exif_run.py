@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
+from thurl.errors import UsageError
 from thurl.forensics.exif.blades import BladesModel
 from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrdinalConfig
 from thurl.forensics.exif.dataset import collate_faces
@@ -157,7 +158,7 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy) -> Met
         datasets=hub.datasets,
         limits=(*_LIMITS, _SIMULATED) if simulated else _LIMITS,
     )
-    return MethodTrainer(
+    trainer = MethodTrainer(
         model,
         args,
         train_dataset=study.faces(recipe, processor, "train"),
@@ -170,6 +171,12 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy) -> Met
         card=card,
         optimizers=(_optimizer(recipe, model.to(args.device), args), None),
     )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise UsageError(
+            "The launcher splits the parameters (DeepSpeed or FSDP), which the detector needs whole. Start with "
+            "accelerate_configs/ddp.yaml, or with torchrun alone."
+        )
+    return trainer
 
 
 def build_model(recipe: Any) -> ExifOrdinalModel | BladesModel:

@@ -38,7 +38,7 @@ __all__ = [
 _Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 _Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 _Rates = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)]
-_SAMPLE = "train", "validation", "calibration"
+_NEEDED_PARTS = "train", "validation", "calibration"
 
 
 class TinyFaceModel(Section):
@@ -155,7 +155,7 @@ class FaceDataSection(Section):
             elif not share > 0:
                 found.append((("parts", name), f"is {share}, but must be above 0"))
         if self.parts is not None:
-            lacking = [name for name in _SAMPLE if name not in self.parts]
+            lacking = [name for name in _NEEDED_PARTS if name not in self.parts]
             if lacking:
                 found.append((("parts",), f"lacks {', '.join(lacking)}"))
             elif abs(sum(self.parts.values()) - 1) > 1e-6:
