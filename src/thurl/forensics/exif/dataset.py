@@ -115,8 +115,9 @@ class CameraFaces(Dataset):
         if name in (PHOTOGRAPH, "warp") or name in record.edited:
             return name
         # Turned pictures have other sides than those stored in the manifest.
-        known = record.size is not None and not self.processor.upright
-        size = record.size if known else open_image(record.image, upright=self.processor.upright).size
+        size = None if self.processor.upright else record.size
+        if size is None:
+            size = open_image(record.image, upright=self.processor.upright).size
         crop = size
         if record.box is not None:
             left, top, right, bottom = face_square(record.box, size, scale=self.processor.crop_scale)

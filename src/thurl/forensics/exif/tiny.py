@@ -45,8 +45,9 @@ def tiny_blades_config(
 ) -> BladesConfig:
     """A joint embedding with a small text tower, whose vocabulary is the tokens that the released prompts use."""
     whole = BladesConfig(encoder_config=encoder, columns=columns)
+    sentences = [list(ids) for ids in whole.prompt_ids or ()]
     # In the order of the old ids, so that the end token stays the last one.
-    vocabulary = sorted({token for ids in whole.prompt_ids for token in ids})
+    vocabulary = sorted({token for ids in sentences for token in ids})
     place = {token: number for number, token in enumerate(vocabulary)}
     start, end = prompts()[0].ids[0], prompts()[0].ids[-1]
     text = {
@@ -56,7 +57,7 @@ def tiny_blades_config(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "projection_dim": hidden,
-        "max_position_embeddings": max(map(len, whole.prompt_ids)),
+        "max_position_embeddings": max(map(len, sentences)),
         "bos_token_id": place[start],
         "eos_token_id": place[end],
         "pad_token_id": 0,
@@ -65,7 +66,7 @@ def tiny_blades_config(
         encoder_config=encoder,
         text_config=text,
         columns=whole.columns,
-        prompt_ids=[[place[token] for token in ids] for ids in whole.prompt_ids],
+        prompt_ids=[[place[token] for token in ids] for ids in sentences],
         rank_scale=rank_scale,
         focal_gamma=focal_gamma,
     )
