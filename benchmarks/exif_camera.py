@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def run_part(recipe: str, seed: int, overrides: Sequence[str], place: Path, part
     changes += [f"report.results={place}/results.json", f"report.html={place}/report.html"]
     changes += ["evaluation.before=false"] if part == "control" else []
     loaded = load_recipe(path, changes).recipe
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     run(loaded, recipe_path=path.name, shuffle=part == "control")
 
 
