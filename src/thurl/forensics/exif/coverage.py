@@ -38,11 +38,12 @@ def coverage(found: ScanResult | Sequence[FaceRecord]) -> dict[str, Any]:
 
     Returns:
         `photographs`; `skipped`, reason to count, with sizes and names in a reason cut off; `skipped_files`, path to
-        reason; `groups`, `cameras`, their numbers; `all_ordinal`, `all_settings`, photographs that have all four, all
-        nine; `tied_pairs`, ordinal setting to the share of pairs with equal values, `None` below two values;
-        `settings`, setting to `present`, `absent` (reason to count) and `histogram`: for ordinal ones `borders` and
-        `counts` (one more) with `quartiles` (5 numbers, `None` when never present), for categorical ones class to
-        count; `cameras_by_count`, camera to count.
+        reason; `not_read`, ending to the number of files in a format that is not read; `groups`, `cameras`, their
+        numbers; `all_ordinal`, `all_settings`, photographs that have all four, all nine; `tied_pairs`, ordinal
+        setting to the share of pairs with equal values, `None` below two values; `settings`, setting to `present`,
+        `absent` (reason to count) and `histogram`: for ordinal ones `borders` and `counts` (one more) with
+        `quartiles` (5 numbers, `None` when never present), for categorical ones class to count; `cameras_by_count`,
+        camera to count.
     """
     skipped: Sequence[SkippedFile] = found.skipped if isinstance(found, ScanResult) else ()
     records = found.records if isinstance(found, ScanResult) else list(found)
@@ -52,6 +53,7 @@ def coverage(found: ScanResult | Sequence[FaceRecord]) -> dict[str, Any]:
         "photographs": len(records),
         "skipped": _counts(Counter(_kind(item.reason) for item in skipped)),
         "skipped_files": {item.image: item.reason for item in skipped},
+        "not_read": dict(found.not_read) if isinstance(found, ScanResult) else {},
         "groups": len({record.group or record.image for record in records}),
         "cameras": len({record.camera for record in records if record.camera}),
         "all_ordinal": have[len(ORDINAL_TASKS)],
@@ -88,7 +90,9 @@ def coverage_text(report: Mapping[str, Any]) -> str:
         if name in ORDINAL_TASKS:
             low, _, middle, _, high = item["quartiles"]
             ties = report["tied_pairs"][name]
-            title += f" ({_UNITS[name]}): median {middle:g}, from {low:g} to {high:g}"
+            title += (
+                f" ({_UNITS[name]}): median {_value(name, middle)}, from {_value(name, low)} to {_value(name, high)}"
+            )
             title += f", {ties:.0%} of pairs tied" if ties is not None else ""
         lines += ["", title]
         top = max(_bars(name, item).values())
@@ -97,6 +101,7 @@ def coverage_text(report: Mapping[str, Any]) -> str:
             for label, count in _bars(name, item).items()
         ]
     lines += _listed("cameras", report["cameras_by_count"]) + _listed("skipped files", report["skipped"])
+    lines += _listed("files in formats that are not read", report.get("not_read", {}))
     return "\n".join(lines) + "\n"
 
 
@@ -154,9 +159,13 @@ def _bars(name: str, item: Mapping[str, Any]) -> dict[str, int]:
     if name in CATEGORICAL_TASKS:
         return dict(item["histogram"])
     borders, counts = item["histogram"]["borders"], item["histogram"]["counts"]
-    shown = [f"1/{1 / b:.0f}" if b < 0.5 and name == "exposure_time" else f"{b:g}" for b in borders]
+    shown = [_value(name, border) for border in borders]
     labels = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in zip(shown, shown[1:], strict=False))]
     return dict(zip([*labels, f"{shown[-1]} or more"], counts, strict=True))
+
+
+def _value(name: str, value: float) -> str:
+    return f"1/{1 / value:.0f}" if name == "exposure_time" and value < 0.3 else f"{value:.4g}"
 
 
 def _counts(counter: Mapping[str, int]) -> dict[str, int]:
