@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from thurl.binary_metrics import average_precision, roc_auc
 from thurl.data.images import ImageError, open_image
 from thurl.errors import DataError, UsageError
-from thurl.forensics.exif.calibration import Calibration
+from thurl.forensics.exif.calibration import Calibration, smallest_sample
 from thurl.forensics.exif.detector import Detector
 from thurl.forensics.exif.features import FeatureTable, FeatureTower, Picture, extract_features
 from thurl.forensics.exif.scoring import Rule, threshold_of
@@ -52,7 +52,7 @@ def evaluate_scores(
         photographs: (N,) scores of photographs the detector has never seen; NaN (unusable pictures) are left out.
         generated: name of a generator to the scores of its faces.
         threshold: a picture is called photographic from this score on.
-        calibration: for the two-sided numbers, which are NaN without it.
+        calibration: for the two-sided numbers, which are NaN without it, and where it is too small for half of `rate`.
         rate: false-alarm rate of the two-sided decisions; needs `calibration`.
         limit: faces per generator at most, drawn with `seed`.
         match: draw as many photographs as a generator has faces, as in the papers; False compares with all of them.
@@ -273,7 +273,7 @@ def _metrics(
     if calibration is not None:
         tails = [calibration.p_values(side, two_sided=True) for side in (real, fake)]
         auc_two_sided = roc_auc(*tails)
-        if rate is not None:
+        if rate is not None and _has_two_sides(calibration, rate):
             too_high = float(np.mean(fake > calibration.upper_threshold(rate)))
     return {
         "accuracy": right / (len(real) + len(fake)),
@@ -289,9 +289,14 @@ def _metrics(
 
 
 def _two_sided(scores: np.ndarray, calibration: Calibration | None, rate: float | None) -> float:
-    if calibration is None or rate is None:
+    if calibration is None or rate is None or not _has_two_sides(calibration, rate):
         return math.nan
     return float(np.mean(calibration.generated(scores, rate, two_sided=True)))
+
+
+def _has_two_sides(calibration: Calibration, rate: float) -> bool:
+    """Whether there are thresholds on both sides; one for each needs about twice the photographs of a single one."""
+    return calibration.scores.size >= smallest_sample(rate, two_sided=True)
 
 
 def _usable(scores: Sequence[float] | np.ndarray, name: str) -> tuple[np.ndarray, int]:
