@@ -187,9 +187,10 @@ def _examine(
             return SkippedFile(name, str(error).removeprefix(f"{name}: "))
         size = size or picture.size
     maker = str(reading.raw.get("Make") or "")
-    # Many makers repeat their name in the model's.
+    # Many makers repeat a part of their name in the model's: "NIKON CORPORATION", "NIKON D70".
     model = reading.model
-    camera = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}".strip()
+    repeated = model.casefold().split()[:1] and model.casefold().split()[0] in maker.casefold().split()
+    camera = model if repeated else f"{maker} {model}".strip()
     group = {"folder": os.path.dirname(name) or ".", "camera": camera or "unknown", "file": name}[group_by]
     return FaceRecord(
         image=name,
