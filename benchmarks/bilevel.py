@@ -81,9 +81,9 @@ class Workload:
         return torch.stack(values)
 
     def finish(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()  # here as in transformers' trainer: no gradients lie around in the next step
 
 
 def kinds_of_steps(work: Workload) -> dict[str, Callable[[], None]]:
@@ -111,10 +111,10 @@ def kinds_of_steps(work: Workload) -> dict[str, Callable[[], None]]:
 
     def delayed() -> None:
         state = random_state()
-        work.optimizer.zero_grad()
         steps[True].weighted(work.losses(work.train)).backward()
         ours(steps[True], [parameter.grad for parameter in work.parameters], state)
         work.optimizer.step()
+        work.optimizer.zero_grad()
 
     def reference(full: bool = False) -> None:
         group = work.optimizer.param_groups[0]
@@ -167,9 +167,9 @@ def single_passes(work: Workload) -> dict[str, float]:
     with torch.no_grad():
         (bare, *_), _ = timed(lambda: work.losses(work.train))
     (forward, *_), values = timed(lambda: work.losses(work.train))
-    work.optimizer.zero_grad()
     (backward, *_), _ = timed(lambda: values.sum().backward())
     (update, *_), _ = timed(work.optimizer.step)
+    work.optimizer.zero_grad()
     return {"forward": forward, "forward_no_graph": bare, "backward": backward, "optimizer": update}
 
 
