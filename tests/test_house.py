@@ -45,6 +45,7 @@ LIGHT = [
     "thurl.forensics.exif.camera",
     "thurl.forensics.exif.coverage",
     "thurl.forensics.exif.importers",
+    "thurl.forensics.exif.inputs",
     "thurl.forensics.exif.landmarks",
     "thurl.forensics.exif.manipulations",
     "thurl.forensics.exif.scan",
