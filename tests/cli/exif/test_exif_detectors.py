@@ -157,6 +157,17 @@ def test_calibrate_into_another_file(thurl, models, faces, fitted, tmp_path):
     assert fitted.read_bytes() == before and load_detector(other).calibrations[""].rates == (0.01, 0.05)
 
 
+@pytest.mark.parametrize(
+    "rates", [("--fpr", "0.1", ".2"), ("--fpr", "0.1", "--fpr", "2e-1"), ("--fpr=0.1", "--fpr", "0.2")]
+)
+def test_several_rates(thurl, models, faces, fitted, monkeypatch, rates):
+    monkeypatch.chdir(faces.test)
+    common = ("-m", models.blades, "-d", fitted, *CPU, "--json")
+    # The photographs follow the numbers; the folder `.` is none of them.
+    document = json.loads(thurl("calibrate", *rates, ".", *common, "--overwrite").stdout)
+    assert list(document["thresholds"]) == ["0.1", "0.2"] and document["photographs"] == 40
+
+
 def test_too_few_calibration_photographs(thurl, models, faces, fitted, bad_files, tmp_path):
     common = ("-m", models.blades, "-d", fitted, *CPU)
     few = sorted(faces.test.iterdir())[:18]

@@ -67,7 +67,7 @@ Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Also picture
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode pictures.")]
 
 _SHOWN = 10
-_NUMBER = re.compile(r"[0-9.]+(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class SeveralNumbers(TyperCommand):
