@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thurl.forensics.exif.inputs import Pictures
 
 __all__ = [
+    "PICTURES",
     "AllowOutside",
     "BatchSize",
     "Boxes",
