@@ -47,6 +47,13 @@ def test_every_picture_once(tree):
     assert names(find_pictures(given), tree) == ["a.png", "b.JPG", "sub/c.webp"]
 
 
+def test_links_that_lead_nowhere_are_pictures_that_cannot_be_read(tree):
+    os.symlink(tree / "loop.jpg", tree / "loop.jpg")
+    os.symlink(tree / "gone.jpg", tree / "dangling.jpg")
+    assert names(find_pictures([tree]), tree) == ["a.png", "b.JPG", "dangling.jpg", "loop.jpg"]
+    assert len(content_marks(find_pictures([tree]).paths)) == 2
+
+
 def test_csv_lists(tree):
     path = tree / "list.csv"
     path.write_text("\ufeffmos,image,left,top,right,bottom\n3,sub/c.webp,1,2,30.5,40\n4,gone.jpg,,,,\n\n", "utf-8")

@@ -87,20 +87,20 @@ def find_pictures(
             found += _expanded(os.path.expanduser(os.fspath(item)), recursive, images, allow_outside)
         except DataError as error:
             problems.append(str(error))
-    known: dict[Path, list[Box]] = {}
+    known: dict[str, list[Box]] = {}
     if boxes is not None:
         try:
             for path, box in read_picture_list(boxes, images=images, allow_outside=allow_outside):
                 if box is not None:
-                    known.setdefault(path.resolve(), []).append(box)
+                    known.setdefault(os.path.realpath(path), []).append(box)
         except DataError as error:
             problems.append(str(error))
     if problems:
         shown = problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
         raise DataError("\n".join(shown))
-    taken: dict[tuple[Path, Box | None], Path] = {}
+    taken: dict[tuple[str, Box | None], Path] = {}
     for path, box in found:
-        place = path.resolve()
+        place = os.path.realpath(path)
         for own in [box] if box is not None else known.get(place, [None]):
             taken.setdefault((place, own), path)
     if not taken:
