@@ -12,14 +12,16 @@ _PUBLIC = {
     "AFineFeatures": "thurl.iqa.afine.features",
     "AFineModel": "thurl.iqa.afine.model",
     "AFineOutput": "thurl.iqa.afine.outputs",
+    "convert_checkpoint": "thurl.iqa.afine.official",
 }
 
-__all__ = ["AFineConfig", "AFineFeatures", "AFineModel", "AFineOutput"]
+__all__ = ["AFineConfig", "AFineFeatures", "AFineModel", "AFineOutput", "convert_checkpoint"]
 
 if TYPE_CHECKING:
     from thurl.iqa.afine.config import AFineConfig
     from thurl.iqa.afine.features import AFineFeatures
     from thurl.iqa.afine.model import AFineModel
+    from thurl.iqa.afine.official import convert_checkpoint
     from thurl.iqa.afine.outputs import AFineOutput
 
 
