@@ -275,6 +275,8 @@ class AFineModel(PreTrainedModel):
             if not isinstance(picture, torch.Tensor) or picture.dim() != 3 or picture.shape[0] != 3:
                 shape = tuple(picture.shape) if isinstance(picture, torch.Tensor) else type(picture).__name__
                 raise ValueError(f"picture {index} is {shape}; a tensor (3, H, W) is needed")
+        if len(dtypes := {str(picture.dtype) for picture in pictures}) > 1:
+            raise ValueError(f"pictures of {', '.join(sorted(dtypes))}; one dtype for all of them is needed")
         return pictures
 
     def _pixels(self, pictures: torch.Tensor) -> torch.Tensor:
