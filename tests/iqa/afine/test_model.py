@@ -50,8 +50,9 @@ def test_lists_of_mixed_sizes_come_back_in_their_order(golden_model):
     ref = [pictures(1, *size, seed=i)[0] for i, size in enumerate(sizes)]
     dis = [pictures(1, *size, seed=10 + i)[0] for i, size in enumerate(sizes)]
     ref[2] = ref[0]  # the same reference twice
+    ref, dis = [*ref, *ref[:2]], [*dis, *[pictures(1, *size, seed=20)[0] for size in sizes[:2]]]
     together = golden_model(ref, dis)
-    for i in range(5):
+    for i in range(7):
         close(AFineOutput(**{n: together[n][i : i + 1] for n in STAGES}), golden_model(ref[i][None], dis[i][None]))
     assert torch.allclose(golden_model.naturalness(dis), together.naturalness_dis, atol=1e-4)
     assert torch.allclose(golden_model.fidelity(ref, dis), together.fidelity, atol=1e-4)

@@ -200,7 +200,9 @@ class _Scorer:
             if self.waiting[ref] > 1 and self._cached_bytes() + found.nbytes <= self.cache_bytes:
                 # Copied: a slice would keep the whole batch in memory.
                 self.cache[ref] = found.clone()
-        parts = [known[ref] if ref in known else self.cache[ref] for ref in (refs[:1] if len(set(refs)) == 1 else refs)]
+        parts = [
+            known[ref] if ref in known else self.cache[ref] for ref in (refs[:1] if len(set(refs)) == 1 else refs)
+        ]
         output = self.model.compare(AFineFeatures.cat(parts), features[len(new) :])
         return {name: output[name] for name in _SCORES}
 

@@ -127,7 +127,7 @@ class AFine:
 
         Raises:
             ImageError: a file that cannot be read.
-            ValueError: sizes or counts that differ, wrong shapes, pixels out of range, a reference too many or too few.
+            ValueError: sizes or counts that differ, wrong shapes, pixels out of range, a missing reference.
         """
         if self.metric_mode == "NR":
             if (ref is None) == (dis is None):
@@ -142,7 +142,7 @@ class AFine:
         return getattr(self.components(ref, dis), VARIANTS[self.name].field)
 
     def components(self, ref: Picture | Sequence[Picture], dis: Picture | Sequence[Picture]) -> AFineOutput:
-        """All stages of the same comparisons: naturalness of both, fidelity, lambda, D, D_s, and where not to trust."""
+        """All stages of the same comparisons: naturalness of both, fidelity, lambda, D, D_s, and the diagnostic."""
         with self._gradients():
             return self.model(self._batch(ref), self._batch(dis))
 

@@ -86,7 +86,7 @@ def _pair(picture: Path, key: str, known: dict[str, list[str]], root: Path, matc
     if found is None and match == "prefix":
         # From the longest beginning down; a name may only end where a letter or digit does not go on.
         ends = [end for end in range(len(key) - 1, 0, -1) if not key[end].isalnum() and key[:end] in known]
-        found = known[key[:ends[0]]] if ends else None
+        found = known[key[: ends[0]]] if ends else None
     if found is None:
         hint = "; with `prefix` the beginning of a name is enough" if match == "name" else ""
         return Pair(str(picture), None, f"no reference for {key!r} in {root}{hint}")
