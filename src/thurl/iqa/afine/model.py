@@ -83,7 +83,7 @@ class AFineModel(PreTrainedModel):
             if isinstance(ref, AFineFeatures | torch.Tensor):
                 found = self._as_features(ref)
                 return self.compare(found, found)
-            ref = dis = list(dis)
+            ref = dis = list(ref)
         if isinstance(ref, AFineFeatures | torch.Tensor) and isinstance(dis, AFineFeatures | torch.Tensor):
             return self._compare_batches(ref, dis)
         if isinstance(ref, AFineFeatures) or isinstance(dis, AFineFeatures):
@@ -240,7 +240,7 @@ class AFineModel(PreTrainedModel):
             if len(unique) > 1:
                 references = references[[row_of[id(ref[i])] for i in members]]
             outputs.append(self.compare(references, judged))
-        order = _inverse([i for members in groups.values() for i in members], outputs[0].afine.device)
+        order = _inverse([i for members in groups.values() for i in members], self.device)
         return AFineOutput(**{name: torch.cat([out[name] for out in outputs])[order] for name in outputs[0]})
 
     def _both_features(
