@@ -13,8 +13,8 @@ difference of D between the two ways.
 - `naturalness`: without reference, batch against one at a time.
 
 `memory`: largest sum of living tensors, weights and pictures left out, in MiB per megapixel of one picture of 512x512:
-scoring a pair, naturalness alone, and the gradient of D by the picture with and without gradient checkpointing. It is a
-count and does not change from round to round.
+scoring a pair, naturalness alone, and the gradient of D by the picture with and without gradient checkpointing. It is
+a count and does not change from round to round.
 """
 
 from __future__ import annotations

@@ -172,18 +172,20 @@ class AFineModel(PreTrainedModel):
         return AFineFeatures(tuple(levels) if keep_levels else None, mean, variance, tuple(pictures.shape[-2:]))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
         """As every model of transformers, but weights that are not there are an error, never random numbers.
 
         Raises:
             DataError: the folder lacks weights of the model.
         """
         with_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name_or_path, *arguments, output_loading_info=True, **options)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
+        )
         if lacking := sorted(info["missing_keys"]):
             shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
             raise DataError(
-                f"{name_or_path}: weights are missing: {shown}; save the model again, or `AFineModel.from_clip` for "
+                f"{pretrained_model_name_or_path}: weights are missing: {shown}; save the model again, or `AFineModel.from_clip` for "
                 "the start of training"
             )
         model._freeze_unused()
