@@ -185,8 +185,8 @@ class AFineModel(PreTrainedModel):
         if lacking := sorted(info["missing_keys"]):
             shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
             raise DataError(
-                f"{pretrained_model_name_or_path}: weights are missing: {shown}; save the model again, or `AFineModel.from_clip` for "
-                "the start of training"
+                f"{pretrained_model_name_or_path}: weights are missing: {shown}; save the model again, or take "
+                "`AFineModel.from_clip` for the start of training"
             )
         model._freeze_unused()
         return (model, info) if with_info else model
