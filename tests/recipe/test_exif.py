@@ -15,6 +15,7 @@ from thurl.forensics.exif.camera import write_photographs
 from thurl.forensics.exif.detector import load_detector
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.recipe.exif_data import load_study, shuffled
+from thurl.recipe.exif_detection import CALIBRATED, FITTED
 from thurl.recipe.exif_run import build_model, build_trainer, run, train, training_arguments
 from thurl.recipe.launch import run_recipe
 from thurl.recipe.preflight import missing_requirements
@@ -169,6 +170,12 @@ def test_held_out_photographs_must_not_be_trained_on(tmp_path):
         load_study(recipe, tmp_path)
 
 
+def test_the_commands_find_the_photographs_of_a_detector():
+    from thurl.cli.exif import detectors
+
+    assert (detectors.FITTED, detectors.CALIBRATED) == (FITTED, CALIBRATED)
+
+
 def test_too_few_calibration_photographs_are_found_before_training(tmp_path):
     with pytest.raises(DataError, match="evaluation.rate: 0.05 on two sides needs 39 calibration photographs"):
         load_study(loaded("exif_ordinal", tmp_path, "evaluation.rate=0.05"), tmp_path)
@@ -185,6 +192,8 @@ def test_the_detector_may_have_photographs_of_its_own(tmp_path):
     detector = load_detector(tmp_path / "run" / "detector.safetensors")
     left_out = detector.training["fit_left_out"], detector.training["calibration_left_out"]
     assert sum(left_out) == 1
+    # `thurl exif calibrate` and `evaluate` refuse these photographs.
+    assert len(detector.training[FITTED]) + len(detector.training[CALIBRATED][""]) == 41
     assert detector.training["photographs"] + len(detector.calibration().scores) == 40
     assert record["false_alarms"]["0.1"]["realised"] >= 0
 

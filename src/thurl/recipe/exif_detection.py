@@ -14,15 +14,19 @@ from thurl.forensics.exif.detector import Detector, save_detector
 from thurl.forensics.exif.evaluation import evaluate_tables
 from thurl.forensics.exif.features import FeatureTable, FeatureTower, extract_features
 from thurl.forensics.exif.fitting import fit_one_class
+from thurl.forensics.exif.inputs import content_marks
 from thurl.forensics.exif.manifest import FaceRecord
 from thurl.forensics.exif.official import DETECTOR_FILE
 from thurl.forensics.exif.scoring import Rule
 from thurl.recipe.exif_data import FaceStudy
 
 
-__all__ = ["BAR", "DETECTOR_FILE", "Detection", "detect", "false_alarms"]
+__all__ = ["BAR", "CALIBRATED", "DETECTOR_FILE", "FITTED", "Detection", "detect", "false_alarms"]
 
 logger = logging.getLogger(__name__)
+
+FITTED, CALIBRATED = "fitted_to", "calibrated_with"
+"""Entries of a detector's description in which `thurl exif` looks for the photographs it was made with."""
 
 BAR = 3.0
 """Standard errors by which the false-alarm rate on held-out photographs may differ from the nominal one."""
@@ -63,6 +67,11 @@ def detect(recipe: Any, study: FaceStudy, model: Any, processor: Any, path: Path
     unit_length = model.unit_length if section.unit_length is None else section.unit_length
     tables = {name: _features(tower, records) for name, records in
               (("fit", study.fit), ("calibration", study.calibration))}  # fmt: skip
+    marks = {}
+    if path is not None:
+        used = {use: content_marks([record.image for record in records]) for use, records in
+                (("fit", study.fit), ("calibration", study.calibration))}  # fmt: skip
+        marks = {FITTED: used["fit"], CALIBRATED: {"": used["calibration"]}}
     left_out = {f"{use}_left_out": _warn_of_bad(use, table) for use, table in tables.items()}
     detector = fit_one_class(
         tables["fit"],
@@ -72,7 +81,7 @@ def detect(recipe: Any, study: FaceStudy, model: Any, processor: Any, path: Path
         pca=section.pca,
         fallback=section.fallback,
         seed=section.seed,
-        training={"method": recipe.method, "training_seed": int(recipe.training.get("seed", 42)), **left_out},
+        training={"method": recipe.method, "training_seed": int(recipe.training.get("seed", 42)), **left_out, **marks},
     )
     detector = detector.calibrated(detector.scores(tables["calibration"].usable), section.rates)
     if path is not None:
