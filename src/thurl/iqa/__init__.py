@@ -1,0 +1,1 @@
+"""Image quality assessment by other means than a vision-language model."""
