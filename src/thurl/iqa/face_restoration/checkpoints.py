@@ -151,9 +151,10 @@ def _state_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 def _reason(error: Exception) -> str:
     """What went wrong, without torch's advice to load the file unsafely."""
-    lines = [line.strip() for line in str(error).partition("WeightsUnpickler error:")[2].splitlines()]
-    first = next((line for line in lines if line), "")
-    return first.partition(". Please use")[0] or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "GLOBAL" in line or line.startswith("Can only")]
+    first = (told or lines or [type(error).__name__])[0]
+    return "it holds other objects" if "Re-running" in first else first.partition(". Please use")[0]
 
 
 def _numpy_parts() -> list[Any]:
