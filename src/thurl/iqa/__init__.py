@@ -1,1 +1,1 @@
-"""Image quality assessment by other means than a vision-language model."""
+"""Image quality assessment with models of its own: full-reference metrics and evaluation of restored pictures."""

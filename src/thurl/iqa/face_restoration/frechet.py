@@ -89,8 +89,8 @@ def frechet_bootstrap(
     resamples: int = 200,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
-    """Spread of the Frechet distance when the pictures are drawn again with replacement.
+) -> tuple[float, Interval]:
+    """Frechet distance of features from moments, and its spread when the pictures are drawn again with replacement.
 
     Each resample costs the eigenvalues of an (N, N) matrix, not of a (D, D) one: the overlap term is the sum of the
     singular values of the centred rows times C2^(1/2), and their Gram matrix is a selection from one that is computed
@@ -102,14 +102,23 @@ def frechet_bootstrap(
         resamples: number of resamples, 2 or more.
         level: probability of the interval, in (0, 1).
         seed: of the draws.
+
+    Returns:
+        the distance, equal to `frechet_distance` of the features' moments, and its interval.
     """
     if resamples < 2 or not 0 < level < 1:
         raise DataError(f"resamples={resamples}, level={level}: at least 2 resamples and a level between 0 and 1")
-    mean1, cov1 = feature_moments(features)
-    point = frechet_distance(mean1, cov1, mean, cov)
-    x = np.asarray(features, dtype=np.float64) - mean1
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or x.shape[0] < 2 or not np.isfinite(x).all():
+        raise DataError(f"features of shape {x.shape}: (N, D), two rows or more, finite values are needed")
+    _check_moments(mean, cov, "reference")
+    mean1 = x.mean(axis=0)
+    x = x - mean1
     root = x @ _factor(cov)
     gram, lengths = root @ root.T, (x**2).sum(axis=1)
+    # The same overlap as that of the factors of both covariances, without the eigenvalues of a (D, D) matrix.
+    overlap = np.linalg.svd(root, compute_uv=False).sum() / math.sqrt(len(x) - 1)
+    point = float(((mean1 - mean) ** 2).sum() + lengths.sum() / (len(x) - 1) + np.trace(cov) - 2.0 * overlap)
     n, rng = x.shape[0], np.random.default_rng(seed)
     values = np.empty(resamples)
     for k in range(resamples):
@@ -127,7 +136,8 @@ def frechet_bootstrap(
         values[k] = ((mean1 + middle - mean) ** 2).sum() + trace + np.trace(cov) - 2.0 * overlap
     centre = values.mean()
     low, high = np.quantile(values - centre, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(point + low), float(point + high), float(values.std(ddof=1)), float(centre - point), resamples)
+    spread = float(values.std(ddof=1))
+    return point, Interval(float(point + low), float(point + high), spread, float(centre - point), resamples)
 
 
 def kernel_distance(

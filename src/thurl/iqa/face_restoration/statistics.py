@@ -99,7 +99,11 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
 
 
 def convert_statistics(
-    path: str | os.PathLike[str], output: str | os.PathLike[str], *, extractor: str = "fid_inception", count: int = 70000
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    extractor: str = "fid_inception",
+    count: int = 70000,
 ) -> FeatureStatistics:
     """Turn `inception_FFHQ_512.pth` (a mapping with numpy arrays `mean` and `cov`) into a `.npz` file.
 
