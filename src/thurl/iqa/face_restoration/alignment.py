@@ -10,8 +10,8 @@ the template. The same is done against the template mirrored in x, and the candi
 template's plane wins. Official code mirrors the template in place, so it measures both residuals against the mirrored
 one; here each candidate is measured against the true template.
 
-The warp rounds as OpenCV's `warpAffine` does (fixed point, 1/32 pixel), so that results agree to the grey level without
-OpenCV being there.
+The warp rounds as OpenCV's `warpAffine` does (fixed point, 1/32 pixel), so that results agree to the grey level
+without OpenCV being there.
 """
 
 from __future__ import annotations

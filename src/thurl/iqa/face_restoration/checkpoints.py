@@ -2,7 +2,7 @@
 
 | file | layout | becomes |
 |---|---|---|
-| `adaface_ir50_ms1mv2.ckpt` and its relatives | Lightning checkpoint, weights under `state_dict`, names begin with `model.` | model folder |
+| `adaface_ir50_ms1mv2.ckpt` and its relatives | Lightning: `state_dict`, names begin with `model.` | model folder |
 | `pt_inception-2015-12-05-*.pth` | state dict of the FID network | read as it is (`fid_network`) |
 | `inception_FFHQ_512.pth` | mapping with numpy arrays `mean` and `cov` | `.npz` (`statistics`) |
 

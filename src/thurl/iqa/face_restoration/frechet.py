@@ -5,8 +5,8 @@ which is unstable where a covariance is singular, as with fewer pictures than fe
 scipy 1.16. Here C = B B' from an eigendecomposition, and tr (C1 C2)^(1/2) is the sum of the singular values of B1' B2:
 the same number, without squaring small values and without an imaginary part.
 
-FID is biased upwards, the more so the fewer pictures there are; it compares sets of the *same* size only. The bootstrap
-below describes the spread at that size, not the bias.
+FID is biased upwards, the more so the fewer pictures there are; it compares sets of the *same* size only. The
+bootstrap below describes the spread at that size, not the bias.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The networks behind FID: Inception-v3 with the weights of the original TensorFlow code, and torchvision's own.
 
-`fid_network` has the layout of `pt_inception-2015-12-05-*.pth`, the ported weights that nearly all published FID values
-use. It is torchvision's Inception-v3 (arXiv 1512.00567) for 1008 classes without the auxiliary head, except that
+`fid_network` has the layout of `pt_inception-2015-12-05-*.pth`, the ported weights that nearly all published FID
+values use. It is torchvision's Inception-v3 (arXiv 1512.00567) for 1008 classes without the auxiliary head, except:
 - average pooling inside the blocks A, C and E does not count the padding, and
 - the last block pools with a maximum instead of a mean (a slip of the original that the weights depend on).
 

@@ -25,8 +25,8 @@ FFHQ_512 = (
     (201.26117, 371.41043),
     (313.08905, 371.15118),
 )
-"""Where eyes, nose and corners of the mouth lie, on average, in an FFHQ-aligned picture of 512x512 pixels: the template
-that the tools of blind face restoration align to."""
+"""Mean places of eyes, nose and corners of the mouth in an FFHQ-aligned picture of 512x512 pixels, to which the tools
+of blind face restoration align."""
 
 Points = tuple[tuple[float, float], ...]
 

@@ -8,8 +8,8 @@ picture (BRISQUE).
 
 The released pristine model of NIQE and the regression of BRISQUE are not shipped. `fit_pristine` fits a Gaussian to
 undistorted pictures of one's own, and both distances refer to that: comparable under the same model only, and not with
-published NIQE or BRISQUE values. The BRISQUE distance is ours: the distance of the picture's features from those of the
-pristine pictures, instead of a regression to opinions.
+published NIQE or BRISQUE values. The BRISQUE distance is ours: the distance of the picture's features from those of
+the pristine pictures, instead of a regression to opinions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FEATURES = 36
 """Numbers per patch or picture: 18 on each of two scales."""
 
 SHARP_ENOUGH = 0.75
-"""Patches of pristine pictures count when their sharpness reaches this share of the picture's sharpest (the paper's)."""
+"""Patches of pristine pictures count when they are this sharp, as a share of the picture's sharpest (the paper's)."""
 
 _SHRINKAGE = 1e-3  # of the BRISQUE covariance towards its diagonal: one row per picture is few for 36 dimensions
 Array = NDArray[np.float64]
