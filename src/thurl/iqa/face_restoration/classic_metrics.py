@@ -1,22 +1,21 @@
 """Metrics that need no weights: always there, on the CPU, in float64, offline.
 
-With `gt` they measure fidelity, with `lq` agreement with the input, alone they describe the picture.
+The functions are imported when the first picture is scored, so that a list of metrics, or of what is missing, comes
+without torch. With `gt` they measure fidelity, with `lq` agreement with the input, alone they describe the picture.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from thurl.iqa.face_restoration import signal
 from thurl.iqa.face_restoration.interface import FaceBatch, Metric, MetricContext, WeightFile, register_metric
-from thurl.iqa.face_restoration.naturalness import brisque_distance, brisque_features, niqe_distance, niqe_features
-from thurl.iqa.face_restoration.pristine import load_pristine, pristine_digest
-from thurl.iqa.face_restoration.similarity import box_downsample, colour_shift, luma, ms_ssim, psnr, ssim
 
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PRISTINE"]
 
@@ -29,6 +28,15 @@ PRISTINE = WeightFile(
 _UNBOUNDED = (0.0, math.inf)
 _UNIT = (-1.0, 1.0)
 _GT, _LQ = frozenset({"gt"}), frozenset({"lq"})
+
+
+def _later(module: str, name: str) -> Callable[..., torch.Tensor]:
+    """A function of a module that is imported on the first call."""
+    return lambda *arguments: getattr(import_module(f"thurl.iqa.face_restoration.{module}"), name)(*arguments)
+
+
+psnr, ssim, ms_ssim, colour_shift = (_later("similarity", n) for n in ("psnr", "ssim", "ms_ssim", "colour_shift"))
+luma, box_downsample = (_later("similarity", n) for n in ("luma", "box_downsample"))
 
 
 def _classic(
@@ -52,7 +60,8 @@ def _classic(
     register_metric(type(f"Classic_{name}", (Metric,), attributes))
 
 
-def _restored(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[FaceBatch], torch.Tensor]:
+def _restored(name: str) -> Callable[[FaceBatch], torch.Tensor]:
+    function = _later("signal", name)
     return lambda batch: function(batch.pixels("restored"))
 
 
@@ -86,12 +95,12 @@ _classic("lq_psnr_16", _consistency(psnr, 16), needs=_LQ)
 _classic("lq_ssim_8", _consistency(ssim, 8), needs=_LQ, bounds=_UNIT)
 _classic("lq_ssim_16", _consistency(ssim, 16), needs=_LQ, bounds=_UNIT)
 _classic("colour_shift", _both(colour_shift, "lq"), needs=_LQ, lower=True)
-_classic("tenengrad", _restored(signal.tenengrad))
-_classic("laplacian_variance", _restored(signal.laplacian_variance))
-_classic("noise_sigma", _restored(signal.noise_sigma), lower=True)
-_classic("blockiness", _restored(signal.blockiness), lower=True)
-_classic("colourfulness", _restored(signal.colourfulness))
-_classic("clipping", _restored(signal.clipping), lower=True, bounds=(0.0, 1.0))
+_classic("tenengrad", _restored("tenengrad"))
+_classic("laplacian_variance", _restored("laplacian_variance"))
+_classic("noise_sigma", _restored("noise_sigma"), lower=True)
+_classic("blockiness", _restored("blockiness"), lower=True)
+_classic("colourfulness", _restored("colourfulness"))
+_classic("clipping", _restored("clipping"), lower=True, bounds=(0.0, 1.0))
 
 
 class _Pristine(Metric):
@@ -103,6 +112,8 @@ class _Pristine(Metric):
     explicit = True
 
     def __init__(self, context: MetricContext):
+        from thurl.iqa.face_restoration.pristine import load_pristine, pristine_digest
+
         super().__init__(context)
         path = context.require(PRISTINE)
         self.model = load_pristine(path)
@@ -119,6 +130,8 @@ class NiqeFitted(_Pristine):
     name = "niqe_fitted"
 
     def score(self, batch: FaceBatch) -> torch.Tensor:
+        from thurl.iqa.face_restoration.naturalness import niqe_distance, niqe_features
+
         return niqe_distance(niqe_features(batch.pixels("restored"))[0], self.model)
 
 
@@ -129,4 +142,6 @@ class BrisqueFitted(_Pristine):
     name = "brisque_fitted"
 
     def score(self, batch: FaceBatch) -> torch.Tensor:
+        from thurl.iqa.face_restoration.naturalness import brisque_distance, brisque_features
+
         return brisque_distance(brisque_features(batch.pixels("restored")), self.model)

@@ -12,12 +12,10 @@ import hashlib
 import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
-from thurl.iqa.face_restoration.adaface import face_pixels
 from thurl.iqa.face_restoration.alignment import CROP, fit_alignment, warp_affine
 from thurl.iqa.face_restoration.interface import (
     FaceBatch,
@@ -29,6 +27,9 @@ from thurl.iqa.face_restoration.interface import (
 )
 from thurl.iqa.face_restoration.weights import weights_digest
 
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ADAFACE", "PYIQA", "identity_similarity", "picture_seed"]
 
@@ -59,6 +60,10 @@ def identity_similarity(model: torch.nn.Module, a: np.ndarray, b: np.ndarray) ->
     Returns:
         (B,) float64 in [-1, 1].
     """
+    import torch
+
+    from thurl.iqa.face_restoration.adaface import face_pixels
+
     device = next(model.parameters()).device
     with torch.no_grad():
         embeddings = model(face_pixels(np.concatenate([a, b])).to(device)).embedding
@@ -128,6 +133,8 @@ class _Pyiqa(Metric):
     argument: ClassVar[str] = "pretrained_model_path"
 
     def __init__(self, context: MetricContext):
+        import torch
+
         super().__init__(context)
         self._digest = ""
         options: dict[str, Any] = {}
@@ -143,6 +150,8 @@ class _Pyiqa(Metric):
         return self.official
 
     def score(self, batch: FaceBatch) -> torch.Tensor:
+        import torch
+
         pixels = batch.pixels("restored", torch.float32)
         values = []
         for index, digest in enumerate(batch.digests):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from thurl.errors import DataError
 from thurl.iqa.face_restoration.frechet import frechet_bootstrap, kernel_distance
@@ -22,6 +21,9 @@ from thurl.iqa.face_restoration.interface import (
 from thurl.iqa.face_restoration.statistics import FeatureStatistics, load_statistics
 from thurl.iqa.face_restoration.weights import weights_digest
 
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FID_REFERENCE", "FID_WEIGHTS", "KID_REFERENCE", "MAX_PICTURES", "FeatureDistance", "FrechetMetric"]
 
@@ -91,6 +93,8 @@ class FeatureDistance(SetMetric):
         return inception_features(self.network, pictures)
 
     def features(self, batch: FaceBatch) -> torch.Tensor:
+        import torch
+
         pixels = batch.pixels("restored", torch.float32, self.context.device)
         with torch.no_grad():
             return self.embed((pixels - 0.5) / 0.5).float().cpu()
