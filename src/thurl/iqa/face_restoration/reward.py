@@ -79,7 +79,9 @@ class FaceRestorationReward:
             elif metric.name not in TERMS and (
                 metric.lower_is_better is None or not all(map(math.isfinite, metric.range))
             ):
-                problems.append(f"{metric.name}: a reward needs a direction and a finite range, {metric.range} is none")
+                problems.append(
+                    f"{metric.name}: a reward needs a direction and a finite range, {metric.range} is none"
+                )
         if unknown := sorted(set(weights or {}) - set(names)):
             problems.append(f"weights for {', '.join(unknown)}, which are no metrics of the reward")
         if not names or len(set(names)) < len(names):
