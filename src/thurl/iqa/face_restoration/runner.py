@@ -125,11 +125,11 @@ def run_metrics(
         for batch, indices, wanted in outcome.batches:
             for name in (name for name in wanted if metrics[name].tier != "classic"):
                 metric = metrics[name]
-                own = [keys[index][name] for index in indices]
-                if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in own):
+                places = [keys[index][name] for index in indices]
+                if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in places):
                     continue  # another metric of the set has brought the same features a moment ago
                 values, errors = _score(metric, batch)
-                for index, key, value, error in zip(indices, own, values, errors, strict=True):
+                for index, key, value, error in zip(indices, places, values, errors, strict=True):
                     results[index].errors += [error] if error else []
                     if isinstance(value, np.ndarray):
                         cache.keep_features(key, value)
