@@ -5,7 +5,8 @@
 Crops of photographs that come with scikit-image, scikit-learn and matplotlib (validation and held-out ones; no faces
 data) are degraded: blurred, a quarter of the size and back, noisy, JPEG. The "restorations" are the original, the
 original blurred, noisy, over-sharpened, recompressed or with other colours, and the untouched input. Each becomes
-files that the evaluator reads as any entry. The pristine model behind `niqe_fitted` is fitted to the training photographs.
+files that the evaluator reads as any entry. The pristine model behind `niqe_fitted` is fitted to the training
+photographs.
 
 One record per seed, which draws crops and noise: mean of each measure over the crops, by restoration.
 """

@@ -122,8 +122,8 @@ def run_metrics(
         for index, name, value in outcome.values:
             results[index].values[name] = value
             cache.keep(keys[index][name], value)
-        for batch, indices, wanted in outcome.batches:
-            for name in (name for name in wanted if metrics[name].tier != "classic"):
+        for batch, indices, asked in outcome.batches:
+            for name in (name for name in asked if metrics[name].tier != "classic"):
                 metric = metrics[name]
                 places = [keys[index][name] for index in indices]
                 if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in places):
