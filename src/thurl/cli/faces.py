@@ -196,8 +196,8 @@ def evaluate(
         for folder, lines in compared.items():
             typer.echo(f"\nagainst {folder}:")
             _print_table(_difference_table(lines))
-        for name, reasons in summary["skipped"].items():
-            typer.echo(f"left out: {name} ({len(reasons)} missing)", err=True)
+        for reason, names in _by_reason(summary["skipped"]).items():
+            typer.echo(f"left out: {', '.join(names)} ({reason})", err=True)
     evaluation.raise_for_status(strict=strict)
 
 
@@ -431,6 +431,14 @@ def _pictures(folder: Path) -> list[Path]:
 def _free(output: Path, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; choose another name or remove it first")
+
+
+def _by_reason(skipped: dict[str, list[str]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, reasons in skipped.items():
+        short = reasons[0] if reasons[0].startswith("--") else "weights or packages are not there"
+        names.setdefault(short, []).append(name)
+    return names
 
 
 def _difference_table(lines: Sequence[Difference]) -> list[list[str]]:

@@ -148,7 +148,7 @@ class BrisqueFitted(_Pristine):
         path = context.find(PRISTINE)
         if path is not None and not has_brisque(path):
             messages.append(
-                f"{cls.name}: {path} has no BRISQUE features (it was converted from NIQE's release, or is no pristine "
+                f"{path} has no BRISQUE features (it was converted from NIQE's release, or is no pristine "
                 "model). Fit one with `thurl faces fit-niqe`."
             )
         return messages

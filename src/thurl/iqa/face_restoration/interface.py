@@ -118,10 +118,15 @@ class MetricContext:
     options: Mapping[str, str] = field(default_factory=dict)
     allow_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.weights_dir is not None:
+            object.__setattr__(self, "weights_dir", Path(self.weights_dir))
+        object.__setattr__(self, "weights", {name: Path(path) for name, path in self.weights.items()})
+
     def find(self, wanted: WeightFile) -> Path | None:
         """Where the weights lie; None when they are not there."""
         if wanted.name in self.weights:
-            path = Path(self.weights[wanted.name])
+            path = self.weights[wanted.name]
             return path if path.exists() else None
         if self.weights_dir is None:
             return None
@@ -227,11 +232,10 @@ class Metric(ABC):
         for item in cls.requires:
             if isinstance(item, Package):
                 if not _importable(item.module):
-                    messages.append(f"{cls.name}: Python package `{item.module}` is not installed. {item.note}")
+                    messages.append(f"Python package `{item.module}` is not installed. {item.note}")
             elif context.find(item) is None:
                 messages.append(
-                    f"{cls.name}: {context.expected(item)} is not there (size: {item.size}, sha256: {item.sha256}). "
-                    f"{item.where}"
+                    f"{context.expected(item)} is not there (size: {item.size}, sha256: {item.sha256}). {item.where}"
                 )
         return messages
 

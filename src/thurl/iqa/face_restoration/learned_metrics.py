@@ -227,17 +227,17 @@ class QAlign(_Pyiqa):
         messages = super().missing(context)
         if not isinstance(try_to_load_from_cache(cls._REPOSITORY, "config.json"), str):
             messages.append(
-                f"qalign: the model {cls._REPOSITORY} is not in the cache of the Hub (size: about 15 GB, sha256: "
+                f"the model {cls._REPOSITORY} is not in the cache of the Hub (size: about 15 GB, sha256: "
                 f"unknown). Get it with `hf download {cls._REPOSITORY}`."
             )
         if not context.allow_remote_code:
             messages.append(
-                f"qalign: {cls._REPOSITORY} is a model with code of its own, which pyiqa runs. Read it, then give "
+                f"{cls._REPOSITORY} is a model with code of its own, which pyiqa runs. Read it, then give "
                 "--allow-remote-code."
             )
         kind = context.options.get("qalign", "16bit")
         if kind not in cls._KINDS:
-            messages.append(f"qalign: precision {kind!r} is none of {', '.join(cls._KINDS)}")
+            messages.append(f"precision {kind!r} of Q-Align is none of {', '.join(cls._KINDS)}")
         return messages
 
     def official_name(self) -> str:

@@ -69,12 +69,11 @@ class FaceRestorationReward:
         context: MetricContext | None = None,
     ):
         context = context or MetricContext()
-        self.metrics = [metric_class(m)(context) if isinstance(m, str) else m for m in metrics]
-        self.identity = metric_class(IDENTITY)(context) if identity else None
-        names = [metric.name for metric in self.metrics]
+        chosen = [metric_class(m) if isinstance(m, str) else m for m in metrics]
+        names = [metric.name for metric in chosen]
         problems = []
-        for metric in self.metrics:
-            if isinstance(metric, SetMetric):
+        for metric in chosen:
+            if issubclass(metric if isinstance(metric, type) else type(metric), SetMetric):
                 problems.append(f"{metric.name} is a metric of a whole set; a reward is one number per picture")
             elif metric.name not in TERMS and (
                 metric.lower_is_better is None or not all(map(math.isfinite, metric.range))
@@ -88,6 +87,8 @@ class FaceRestorationReward:
             problems.append("a reward needs metrics, each once")
         if problems:
             raise UsageError(problems)
+        self.metrics = [metric(context) if isinstance(metric, type) else metric for metric in chosen]
+        self.identity = metric_class(IDENTITY)(context) if identity else None
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in names}
 
     def __call__(

@@ -50,6 +50,9 @@ class EvaluationSettings:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("restored", "lq", "gt", "landmarks", "cache"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         problems = []
         if self.protocol not in PROTOCOLS:
             problems.append(f"protocol {self.protocol!r} is none of {', '.join(PROTOCOLS)}")
@@ -94,7 +97,7 @@ def choose_metrics(settings: EvaluationSettings) -> tuple[list[str], dict[str, l
                 if word == "official" and settings.protocol == "ntire2025":
                     problems.append(f"the identity rule of ntire2025 needs --{' and --'.join(lacking)}")
                 else:
-                    skipped[name] = [f"{name}: --{' and --'.join(lacking)} is not given"]
+                    skipped[name] = [f"--{' and --'.join(lacking)} is not given"]
             elif not cls.explicit or not cls.missing(settings.context):
                 names.append(name)
     if problems:
@@ -105,14 +108,22 @@ def choose_metrics(settings: EvaluationSettings) -> tuple[list[str], dict[str, l
     missing = {name: metric_class(name).missing(settings.context) for name in names}
     missing = {name: messages for name, messages in missing.items() if messages}
     if missing and not settings.skip_missing:
-        # Weights that two metrics share are listed once.
-        once = list(dict.fromkeys(message for messages in missing.values() for message in messages))
-        once.append("--skip-missing leaves these metrics out; --metrics classic needs no weights")
-        raise MissingRequirementError(once)
+        raise MissingRequirementError(
+            [*_listed(missing), "--skip-missing leaves these metrics out; --metrics classic needs no weights"]
+        )
     names = [name for name in names if name not in missing]
     if not names:
-        raise MissingRequirementError([*(m for messages in missing.values() for m in messages), "no metric is left"])
+        raise MissingRequirementError([*_listed(missing), "no metric is left"])
     return names, skipped | missing
+
+
+def _listed(missing: dict[str, list[str]]) -> list[str]:
+    """One message per missing thing, with all metrics that want it."""
+    users: dict[str, list[str]] = {}
+    for name, messages in missing.items():
+        for message in messages:
+            users.setdefault(message, []).append(name)
+    return [f"{', '.join(names)}: {message}" for message, names in users.items()]
 
 
 def _group(word: str) -> list[str]:
