@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -23,18 +24,25 @@ def thurl(*arguments, code=0):
     return result
 
 
-@pytest.fixture
-def sets(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    place = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     for dataset in ("CelebA", "Wider-Test"):
         for number in range(3):
             smooth = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((192, 192))
             scene = Image.fromarray(np.clip(np.asarray(smooth) + rng.normal(0, 6, (192, 192, 3)), 0, 255).astype("u1"))
             for kind, sigma in (("gt", 0), ("lq", 3), ("good", 0.7), ("bad", 2)):
-                folder = tmp_path / kind / dataset
+                folder = place / kind / dataset
                 folder.mkdir(parents=True, exist_ok=True)
                 (scene.filter(ImageFilter.GaussianBlur(sigma)) if sigma else scene).save(folder / f"{number}.png")
-    return tmp_path
+    return place
+
+
+@pytest.fixture
+def sets(drawn, tmp_path):
+    """Originals, inputs, good and bad restorations; a copy that a test may spoil."""
+    return shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")

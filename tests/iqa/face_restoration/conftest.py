@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +45,22 @@ def write(path, pixels, **options):
     return path
 
 
-@pytest.fixture
-def faces(tmp_path):
-    """Folders gt, lq and restored with two data sets of three pictures each."""
+@pytest.fixture(scope="session")
+def drawn_faces(tmp_path_factory):
+    place = tmp_path_factory.mktemp("drawn")
     for dataset in ("CelebA", "Wider-Test"):
         for number in range(3):
             scene = procedural(number + 10 * (dataset == "CelebA"))
-            write(tmp_path / "gt" / dataset / f"{number}.png", scene)
-            write(tmp_path / "lq" / dataset / f"{number}.png", blurred(scene, 3))
-            write(tmp_path / "restored" / dataset / f"{number}.png", blurred(scene, 1))
-    return tmp_path
+            write(place / "gt" / dataset / f"{number}.png", scene)
+            write(place / "lq" / dataset / f"{number}.png", blurred(scene, 3))
+            write(place / "restored" / dataset / f"{number}.png", blurred(scene, 1))
+    return place
+
+
+@pytest.fixture
+def faces(drawn_faces, tmp_path):
+    """Folders gt, lq and restored with two data sets of three pictures each; a copy that a test may spoil."""
+    return shutil.copytree(drawn_faces, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")
