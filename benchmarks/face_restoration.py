@@ -76,7 +76,7 @@ RESTORATIONS: dict[str, Treatment] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2024, 2025, 2026])
-    parser.add_argument("--photos", type=int, help="use so many photographs of each split; default: all")
+    parser.add_argument("--photos", type=int, help="crop so many photographs; default: all")
     parser.add_argument("--out", type=Path, default=Path("results/face_restoration.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        pristine(place, options.photos)
+        pristine(place)
         for seed in options.seeds:
             start = time.perf_counter()
             per_restoration = measure(test, place / str(seed), place / "pristine.npz", seed)
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def pristine(place: Path, photos: int | None) -> None:
+def pristine(place: Path) -> None:
     (place / "train").mkdir()
-    for name, photo in list(bundled_photos("train").items())[:photos]:
+    for name, photo in bundled_photos("train").items():
         photo.crop((0, 0, min(photo.width, 768), min(photo.height, 768))).save(place / "train" / f"{name}.png")
     save_pristine(place / "pristine.npz", fit_files(sorted((place / "train").iterdir()))[0])
 

@@ -328,6 +328,8 @@ def test_landmarks_come_from_the_file_or_are_the_fixed_ones(faces, registry):
     rows = {(row["dataset"], row["name"]): row for row in rows_of(evaluation)}
     assert rows["CelebA", "0"]["points"] == "1"
     assert rows["CelebA", "1"]["points"] == "" and rows["CelebA", "1"]["error"] == "without landmarks"
+    unused = evaluate_faces(settings(faces, metrics=("tenengrad",), landmarks=table))
+    assert unused.summary["incomplete"] == []
 
 
 # --- plug-ins --------------------------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ def evaluate_faces(
     start = time.perf_counter()
     names, skipped = choose_metrics(settings)
     points = read_landmarks(settings.landmarks) if settings.landmarks is not None else None
+    if not any("landmarks" in metric_class(name).needs for name in names):
+        points = None  # faces without landmarks are no trouble then
     found = find_faces(settings.restored, lq=settings.lq, gt=settings.gt, landmarks=points, protocol=settings.protocol)
     if all(item.restored is None for item in found.items):
         raise DataError(f"{settings.restored}: no restored picture can be used: {found.items[0].problems}")
