@@ -48,6 +48,8 @@ LIGHT = [
     "thurl.forensics.exif.landmarks",
     "thurl.forensics.exif.manipulations",
     "thurl.forensics.exif.scan",
+    "thurl.iqa.afine",
+    "thurl.iqa.afine.pairing",
     "thurl.iqa.face_restoration",
     "thurl.iqa.face_restoration.interface",
     "thurl.iqa.face_restoration.protocol",

@@ -28,8 +28,8 @@ class EvaluationSettings:
             number of pictures.
         metrics: names and groups (`GROUPS`); empty takes "official" with ntire2025, else "classic".
         context: weights, device and seed.
-        batch_size, workers: as `run_metrics` takes them. Workers change no bit; with another batch size learned metrics
-            may move in the last digits of float32.
+        batch_size, workers: as `run_metrics` takes them. Workers change no bit; with another batch size learned
+            metrics may move in the last digits of float32.
         skip_missing: leave out metrics that lack weights or packages.
         allow_missing: give means and a score although pictures or values are missing.
         id_threshold: threshold of the identity check with "free"; None checks nothing.
