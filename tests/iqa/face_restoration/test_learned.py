@@ -159,36 +159,23 @@ def test_every_metric_says_what_it_misses_without_weights(tmp_path):
 # --- metrics of other methods ----------------------------------------------------------------------------------------
 
 
-def test_a_fine_judges_against_the_input_and_the_original(monkeypatch, tmp_path):
-    calls = []
+def test_a_fine_judges_against_the_input_and_the_original(tmp_path):
+    from thurl.iqa.afine import AFineConfig, AFineModel
+    from thurl.iqa.afine.metric import AFine
 
-    class AFine:
-        @classmethod
-        def from_pretrained(cls, path, name, device):
-            calls.append((path, name))
-            return cls()
-
-        def __call__(self, reference, picture):
-            return 100 * (reference - picture).abs().mean(dim=(1, 2, 3))
-
-    module = types.ModuleType("thurl.iqa.afine.metric")
-    module.AFine = AFine
-    module.__spec__ = types.SimpleNamespace(name="thurl.iqa.afine.metric")
-    parent = types.ModuleType("thurl.iqa.afine")
-    parent.metric = module
-    parent.__path__ = []
-    monkeypatch.setitem(sys.modules, "thurl.iqa.afine", parent)
-    monkeypatch.setitem(sys.modules, "thurl.iqa.afine.metric", module)
-    (tmp_path / "afine.pth").write_bytes(b"weights")
+    torch.manual_seed(0)
+    AFineModel(AFineConfig.tiny()).save_pretrained(tmp_path / "afine")
     context = MetricContext(weights_dir=tmp_path)
-    scenes = [procedural(i, 48) for i in range(2)]
-    batch = batch_of(scenes, lq=[blurred(s, 2) for s in scenes], gt=scenes)
-    for name, zero in (("afine_gt", True), ("afine_lq", False)):
+    assert any("afine" in message for message in metric_class("afine_lq").missing(MetricContext()))
+    scenes = [procedural(i, 64) for i in range(2)]
+    batch = batch_of([blurred(s, 1) for s in scenes], lq=[blurred(s, 3) for s in scenes], gt=scenes)
+    judge = AFine.from_pretrained(tmp_path / "afine")
+    for name, reference in (("afine_gt", "gt"), ("afine_lq", "lq")):
         cls = metric_class(name)
-        assert cls.missing(context) == [] and cls.lower_is_better
-        values = cls(context).score(batch)
-        assert values.shape == (2,) and bool((values == 0).all()) is zero
-    assert calls[0] == (tmp_path / "afine.pth", "afine_scaled")
+        assert cls.missing(context) == [] and cls.lower_is_better is judge.lower_better
+        assert cls.range == judge.score_range
+        pixels = [batch.pixels(kind, torch.float32) for kind in (reference, "restored")]
+        torch.testing.assert_close(cls(context).score(batch), judge(*pixels))
 
 
 def test_the_vision_language_scorer_is_a_metric(tmp_path):
