@@ -161,6 +161,7 @@ def test_runs_are_compared(sets):
         (("--metrics", "psnrr"), "did you mean `psnr`"),
         (("--protocol", "ntire2025", "--id-threshold", "0.3"), "thresholds of its own"),
         (("--weights", "adaface"), "NAME=PATH"),
+        (("--weights", "adafce=x"), "did you mean `adaface`"),
         (("--weights-dir", "nowhere"), "no such folder"),
         (("--metrics", "psnr", "--baseline", "x"), "give --out"),
         (("--landmarks", "nowhere.csv"), "no such landmark file"),

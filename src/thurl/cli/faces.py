@@ -131,7 +131,6 @@ def evaluate(
         os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     from thurl.iqa.face_restoration.settings import EvaluationSettings, choose_metrics
 
-    _other_methods()
     if out is not None and not resume and (out / "per_image.csv").exists():
         raise UsageError(f"--out {out} holds results: add --resume to go on there, or choose another folder")
     context = _context(weights_dir, weights, seed, allow_remote_code, {"qalign": qalign.value})
@@ -271,7 +270,6 @@ def metrics(
     from thurl.iqa.face_restoration.interface import SetMetric, metric_class, metric_names
     from thurl.training.results import plain
 
-    _other_methods()
     context = _context(weights_dir, weights, 0, False, {})
     found = []
     for name in metric_names():
@@ -388,14 +386,22 @@ def _context(
     allow_remote_code: bool,
     options: dict[str, str],
 ) -> MetricContext:
-    from thurl.iqa.face_restoration.interface import MetricContext
+    from thurl.iqa.face_restoration.interface import MetricContext, WeightFile, metric_class, metric_names
+    from thurl.messages import nearest
 
+    _other_methods()
+    wanted = (item for name in metric_names() for item in metric_class(name).requires)
+    known = sorted({item.name for item in wanted if isinstance(item, WeightFile)})
     problems = []
     paths = {}
     for pair in weights or ():
         name, separator, path = pair.partition("=")
         if not separator or not name or not path:
             problems.append(f"--weights {pair}: NAME=PATH is needed, such as adaface=models/adaface_ir50")
+        elif name not in known:
+            problems.append(
+                f"--weights {pair}: no metric takes {name!r}{nearest(name, known)}; {', '.join(known)} do exist"
+            )
         paths[name] = Path(path)
     if weights_dir is not None and not weights_dir.is_dir():
         problems.append(f"--weights-dir {weights_dir}: no such folder")

@@ -485,6 +485,19 @@ def test_few_pictures_for_many_features_are_warned_about(small_fid, faces):
         evaluate_faces(settings(faces, metrics=("small_fid",)))
 
 
+def test_a_set_metric_that_fails_does_not_lose_the_pictures(small_fid, faces, monkeypatch):
+    cls = small_fid(FeatureStatistics(np.zeros(24), np.eye(24), 64, "small", "zero"))
+
+    def fail(self):
+        raise RuntimeError("no eigenvalues today")
+
+    monkeypatch.setattr(cls, "compute", fail)
+    evaluation = evaluate_faces(settings(faces, metrics=("small_fid", "psnr")))
+    assert all(row["psnr"] for row in rows_of(evaluation))
+    assert "small_fid: no eigenvalues today" in evaluation.summary["warnings"]
+    assert evaluation.summary["incomplete"] == ["undefined: small_fid"]
+
+
 def test_a_set_metric_without_pictures_is_undefined(small_fid):
     metric = small_fid(FeatureStatistics(np.zeros(24), np.eye(24), 64, "small", "zero"))(MetricContext())
     assert math.isnan(metric.compute().value)

@@ -148,10 +148,7 @@ def run_metrics(
     for name, metric in metrics.items():
         if isinstance(metric, SetMetric):
             found = [cache.features(own[name]) for own in keys if name in own]
-            whole = [row for row in found if row is not None]
-            if whole:
-                metric.update(np.stack(whole))
-            sets[name] = metric.compute()
+            sets[name] = _whole(metric, [row for row in found if row is not None])
     return results, sets, identity
 
 
@@ -286,6 +283,16 @@ def _score(metric: Metric, batch: FaceBatch) -> tuple[list[Any], list[str]]:
             return [math.nan], [f"{metric.name}: {reason}"]
     parts = [_score(metric, batch.single(index)) for index in range(len(batch))]
     return [values[0] for values, _ in parts], [errors[0] for _, errors in parts]
+
+
+def _whole(metric: SetMetric, rows: Sequence[np.ndarray]) -> SetResult:
+    try:
+        if rows:
+            metric.update(np.stack(rows))
+        return metric.compute()
+    except Exception as error:  # the values of the pictures must not be lost with it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return SetResult(math.nan, {"count": len(rows)}, (f"{metric.name}: {reason}",))
 
 
 def _digests(result: PictureResult) -> dict[str, str]:
