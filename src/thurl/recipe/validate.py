@@ -293,6 +293,8 @@ def _look_up_files(document: Document) -> tuple[dict[str, Any], list[str], list[
 def _file_keys(source_format: str) -> tuple[str, ...]:
     if source_format == "degraded_photos":
         return ("photos",)
+    if source_format in ("bundled_photos", "folder"):
+        return ("folder",) if source_format == "folder" else ()
     if source_format in QUESTION_FORMATS:
         return ("file",)
     known = LABEL_FORMATS.get(source_format)
