@@ -139,17 +139,16 @@ class RestorationModel(PreTrainedModel):
             if module is self.head:
                 init.zeros_(module.weight)
             else:
-                init.kaiming_normal_(module.weight, nonlinearity="linear")
+                gain = _FIRST_SCALE if isinstance(module, _Correction) else 1.0
+                init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
             init.zeros_(module.bias)
         elif isinstance(module, _ChannelNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, _Block):
-            init.constant_(module.scale, _FIRST_SCALE)
 
 
 _FIRST_SCALE = 0.1
-"""Of a block's correction: small, so that deep networks start near the identity, but not 0, so that all weights move."""
+"""Of a block's last layer: small, so that deep networks start near the identity, but not 0, so that all weights move."""
 
 
 class _ChannelNorm(nn.Module):
@@ -167,19 +166,22 @@ class _ChannelNorm(nn.Module):
         return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+class _Correction(nn.Conv2d):
+    """The last layer of a block; a class of its own for its start."""
+
+
 class _Block(GradientCheckpointingLayer):
-    """`x + scale * conv(gelu(conv(norm(x))))`."""
+    """`x + conv(gelu(conv(norm(x))))`."""
 
     def __init__(self, channels: int, expansion: float):
         super().__init__()
         inner = max(1, round(channels * expansion))
         self.norm = _ChannelNorm(channels)
         self.first = nn.Conv2d(channels, inner, 3, padding=1)
-        self.second = nn.Conv2d(inner, channels, 3, padding=1)
-        self.scale = nn.Parameter(torch.full((channels,), _FIRST_SCALE))
+        self.second = _Correction(inner, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.scale[:, None, None] * self.second(functional.gelu(self.first(self.norm(x))))
+        return x + self.second(functional.gelu(self.first(self.norm(x))))
 
 
 def _pad(x: torch.Tensor, multiple: int) -> torch.Tensor:
