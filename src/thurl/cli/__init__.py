@@ -65,7 +65,8 @@ def _register_commands() -> None:
 
     register(app)
     # Areas that may be absent from a stripped-down installation; each registers its own commands.
-    for module in ("thurl.cli.coto", "thurl.cli.faces", "thurl.cli.plan", "thurl.cli.quality", "thurl.cli.restoration"):
+    for area in ("afine", "coto", "faces", "plan", "quality", "restoration"):
+        module = f"thurl.cli.{area}"
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).register(app)
 
