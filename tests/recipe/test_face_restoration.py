@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from thurl.errors import DataError, UsageError
-from thurl.recipe.face_restoration import FeatureLossSection, RestorationLossesSection
+from thurl.errors import UsageError
 from thurl.recipe.face_restoration_run import run
 from thurl.recipe.launch import run_recipe
 from thurl.recipe.shipped import find_recipe

@@ -188,8 +188,9 @@ def degrade(pixels: NDArray[np.uint8], degradation: Degradation) -> NDArray[np.u
     picture = resize(picture, small, degradation.method)
     picture = _add_noise(picture, degradation)
     packed = _jpeg(np.clip(np.rint(picture), 0, 255).astype(np.uint8), degradation.quality)
-    back = resize(packed.astype(np.float32), (height, width), degradation.upsample_method)
-    return np.clip(np.rint(back), 0, 255).astype(np.uint8)
+    if packed.size != (width, height):
+        packed = packed.resize((width, height), RESIZE_METHODS[degradation.upsample_method])
+    return np.array(packed)
 
 
 def blur_kernel(sigma: Sequence[float], angle: float = 0.0, size: int = 41) -> NDArray[np.float64]:
@@ -251,10 +252,10 @@ def _add_noise(picture: NDArray[np.float32], degradation: Degradation) -> NDArra
     return picture + (255 * (rng.poisson(light * photons) / photons - light)).astype(np.float32)
 
 
-def _jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+def _jpeg(pixels: NDArray[np.uint8], quality: int) -> Image.Image:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
-    return np.asarray(open_image(buffer.getvalue()))
+    return open_image(buffer.getvalue())
 
 
 def _check_picture(pixels: NDArray[np.uint8]) -> tuple[int, int]:

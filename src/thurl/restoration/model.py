@@ -130,7 +130,7 @@ class RestorationModel(PreTrainedModel):
         for level in reversed(range(len(self.up))):
             hidden = skips[level] + functional.pixel_shuffle(self.up[level](hidden), 2)
             hidden = self.decoder[level](hidden)
-        correction = functional.pixel_shuffle(self.head(hidden), self.config.patch_size)
+        correction = _OUTPUT_SCALE * functional.pixel_shuffle(self.head(hidden), self.config.patch_size)
         return x + correction[..., :height, :width]
 
     @torch.no_grad()
@@ -146,6 +146,10 @@ class RestorationModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+
+_OUTPUT_SCALE = 0.1
+"""Pixels are corrected by about a tenth of their range. Without it a step of Adam, which moves all weights of the last
+layer by the learning rate, would move pixels by more than that."""
 
 _FIRST_SCALE = 0.1
 """Of a block's last layer: small, so that deep networks start near the identity, but not 0, so that all weights move."""
