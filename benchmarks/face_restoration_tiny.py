@@ -7,8 +7,8 @@ and the degradations of the held-out photographs all follow the seed. The contro
 targets. Clean-ups have the strength that is best on the validation photographs of the same seed.
 
 Pass, fixed before the runs: on the held-out photographs, for every seed, the model has a higher PSNR and a higher SSIM
-than the degraded input and than each clean-up (bicubic down and up, Gaussian, median, non-local means), and the control
-is worse than the degraded input in both. Exit status 1 when a seed fails.
+than the degraded input and than each clean-up (bicubic down and up, Gaussian, median, non-local means), and the
+control is worse than the degraded input in both. Exit status 1 when a seed fails.
 """
 
 from __future__ import annotations

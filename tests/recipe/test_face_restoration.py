@@ -43,7 +43,13 @@ small = _load()
 def test_all_mistakes_at_once_without_torch():
     overrides = [
         *("degradation.jpeg=[90,200]", "degradation.upsample_method=bicubik", "losses.features.weight=1"),
-        *("losses.identity.weight=0.5", "losses.identity.path=x", "data.size=4", "model.depths=[1]", "data.crob=whole"),
+        *(
+            "losses.identity.weight=0.5",
+            "losses.identity.path=x",
+            "data.size=4",
+            "model.depths=[1]",
+            "data.crob=whole",
+        ),
         *("evaluation.cleanups=[wiener]", "training.learning_rat=1", "training.bf16=true", "training.fp16=true"),
     ]
     script = (
@@ -54,7 +60,11 @@ def test_all_mistakes_at_once_without_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in (
-        *("degradation.jpeg: is [90, 200]", "did you mean `bicubic`?", "losses.features.path: is needed with a weight"),
+        *(
+            "degradation.jpeg: is [90, 200]",
+            "did you mean `bicubic`?",
+            "losses.features.path: is needed with a weight",
+        ),
         *("data.size: is 4", "model.depths: has 1 levels, `hidden_sizes` 3", "unknown key `crob`"),
         *("'wiener' is not one of bicubic", "did you mean `learning_rate`", "`bf16` and `fp16` are both true"),
     ):

@@ -95,7 +95,7 @@ def test_the_model_of_a_recipe_has_the_terms_that_have_a_weight(weights, tmp_pat
 
 
 def test_the_differentiable_crop_is_the_evaluators_crop():
-    faces = (torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 255)
+    faces = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 255
     smooth = torch.nn.functional.interpolate(faces, size=(512, 512), mode="bicubic").clamp(0, 255).round()
     matrix = torch.from_numpy(fit_alignment(ffhq_points(512, 512))).float()
     ours = _warp(smooth, matrix, 112)[0].permute(1, 2, 0).numpy()
@@ -118,6 +118,10 @@ def test_weights_and_layers_that_do_not_fit_are_named(weights, tmp_path):
             load_critics(RestorationLossesSection(features=FeatureLossSection(**{**good, **changes})))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a safetensors file"):
-        load_critics(RestorationLossesSection(features=FeatureLossSection(**{**good, "path": str(tmp_path / "bad.safetensors")})))
+        load_critics(
+            RestorationLossesSection(
+                features=FeatureLossSection(**{**good, "path": str(tmp_path / "bad.safetensors")})
+            )
+        )
     with pytest.raises(UsageError, match="blocks 1 to 2"):
         load_critics(section(weights, **{"features": {**features(weights, "clip")["features"], "layers": ["3"]}}))

@@ -34,7 +34,9 @@ def restore(
     overlap: Annotated[int, typer.Option("--overlap", min=0, help="Of the tiles, in pixels.")] = 64,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Tiles restored together.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also pictures in subfolders.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write pictures that are there already anew.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write pictures that are there already anew.")
+    ] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: the first GPU.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on standard output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
@@ -56,7 +58,11 @@ def restore(
     done = skipped = failed = 0
     with progress("restored", len(planned)) as advance:
         for line in restore_files(restorer, planned, overwrite=overwrite, **options):
-            done, skipped, failed = done + (line.ok and not line.skipped), skipped + line.skipped, failed + (not line.ok)
+            done, skipped, failed = (
+                done + (line.ok and not line.skipped),
+                skipped + line.skipped,
+                failed + (not line.ok),
+            )
             if as_json:
                 typer.echo(json.dumps(line.row(), ensure_ascii=True))
             if not line.ok:

@@ -38,7 +38,7 @@ _Whole = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 
 
 class RestorationModelSection(Section):
-    """The network: `name_or_path` to go on from a trained one, else built anew (`thurl.restoration.RestorationConfig`)."""
+    """The network: `name_or_path` to go on from a trained one, else built anew (`RestorationConfig`)."""
 
     name_or_path: str | None = Field(None, min_length=1)
     hidden_sizes: _Whole = (48, 96, 192, 384)
@@ -54,7 +54,9 @@ class RestorationModelSection(Section):
             found += [((name,), "is fixed by the model of `name_or_path`; remove it") for name in given]
         levels = len(self.hidden_sizes)
         if not levels or len(self.depths) != levels:
-            found.append((("depths",), f"has {len(self.depths)} levels, `hidden_sizes` {levels}; one of each per level"))
+            found.append(
+                (("depths",), f"has {len(self.depths)} levels, `hidden_sizes` {levels}; one of each per level")
+            )
         if self.decoder_depths is not None and len(self.decoder_depths) != levels - 1:
             found.append((("decoder_depths",), f"has {len(self.decoder_depths)} levels; it must have {levels - 1}"))
         return found
@@ -176,7 +178,9 @@ class FeatureLossSection(Section):
             if "network" in self.model_fields_set:
                 found.append((("network",), "is for `kind: torchvision`; remove it"))
             if "layers" not in self.model_fields_set or not all(name.isdigit() for name in self.layers):
-                found.append((("layers",), "must be numbers of CLIP's blocks from 1, as text, such as ['4', '8', '12']"))
+                found.append(
+                    (("layers",), "must be numbers of CLIP's blocks from 1, as text, such as ['4', '8', '12']")
+                )
         return found
 
 
@@ -299,7 +303,7 @@ class FaceRestorationRecipe(Section):
             if path is None or Path(path).expanduser().exists():
                 continue
             found.append(
-                f"weights of the loss `{name}` (weight {weight:g}): {path} does not exist; set `losses.{name}.path`, or "
+                f"weights of the loss `{name}` (weight {weight:g}): {path} does not exist; set `losses.{name}.path` or "
                 f"`losses.{name}.weight=0`"
             )
         return found

@@ -92,9 +92,7 @@ def torchvision_features(
     return extractor, lambda pictures: list(extractor(_normalised(pictures, _IMAGENET)).values())
 
 
-def clip_features(
-    path: str, blocks: Sequence[int]
-) -> tuple[nn.Module, Callable[[torch.Tensor], list[torch.Tensor]]]:
+def clip_features(path: str, blocks: Sequence[int]) -> tuple[nn.Module, Callable[[torch.Tensor], list[torch.Tensor]]]:
     """The image tower of a CLIP folder and a function from pictures in [0, 1] to the tokens after some blocks.
 
     Pictures are enlarged to a multiple of the patch; the class token is left out.

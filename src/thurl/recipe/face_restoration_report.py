@@ -76,8 +76,8 @@ def write_report(
 def run_record(seed: int, main: RestorationRun, control: RestorationRun | None) -> dict[str, Any]:
     """One record of a results file.
 
-    `<metric>`: mean over the test pictures of `degraded`, each clean-up, `untrained`, `model` and `control`, null where
-    not asked for; `verdict` (see there), `pictures`, `strengths`, the first and the last logged loss, and seconds.
+    `<metric>`: mean over the test pictures of `degraded`, each clean-up, `untrained`, `model` and `control`, null
+    where not asked for; `verdict` (see there), `pictures`, `strengths`, the first and the last logged loss, and seconds.
     """
     record: dict[str, Any] = {"seed": seed}
     after = main.after
@@ -124,7 +124,7 @@ def verdict(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, bool
 
 
 def table(record: Mapping[str, Any]) -> list[list[str]]:
-    """Headings, and one row for each way to treat the pictures, the model last; nothing where nothing was evaluated."""
+    """Headings, and one row for each way to treat the pictures, the model last; nothing without evaluation."""
     metrics = [name for name in HEADINGS if name in record]
     if not metrics:
         return []
@@ -159,14 +159,16 @@ def _write_html(
 ) -> None:
     pairs = study.test or study.validation
     curves = {
-        "Loss": {name: _points(run.log, "loss") for name, run in (("run", main), ("unrelated targets", control)) if run},
+        "Loss": {
+            name: _points(run.log, "loss") for name, run in (("run", main), ("unrelated targets", control)) if run
+        },
         "PSNR on validation pictures": {"run": _points(main.log, "eval_psnr")},
     }
     notes = [
-        f"Test: {len(pairs)} squares of {pairs.size} pixels from {len(pairs.names)} pictures that were not trained on, "
-        "degraded once by the rule of training.",
+        f"Test: {len(pairs)} squares of {pairs.size} pixels from {len(pairs.names)} pictures that were not trained "
+        "on, degraded once by the rule of training.",
         "Clean-ups have the strength that is best on the validation pictures; the test pictures had no part in it.",
-        "PSNR and SSIM reward the mean of all pictures that fit the input. They say little about how real a face looks.",
+        "PSNR and SSIM reward the mean of all pictures that fit the input. They say little about how real it looks.",
     ]
     if control:
         notes.append("Control: the same run with squares of other items as targets; it must not learn to restore.")

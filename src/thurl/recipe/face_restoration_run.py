@@ -32,7 +32,18 @@ from thurl.training.picture_page import PictureRow
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 
 
-__all__ = ["METRICS", "Study", "build_evaluator", "build_model", "build_trainer", "example_rows", "load_study", "photographs", "run", "train"]
+__all__ = [
+    "METRICS",
+    "Study",
+    "build_evaluator",
+    "build_model",
+    "build_trainer",
+    "example_rows",
+    "load_study",
+    "photographs",
+    "run",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Clean-ups without learning: what a trained model has to beat.
 
-Each has one strength. `tune` picks the best strength on pictures that are not the test pictures, so that the comparison
-is with the strongest simple clean-up, not with an arbitrary one.
+Each has one strength. `tune` picks the best one on pictures that are not the test pictures, so that the comparison is
+with the strongest simple clean-up, not with an arbitrary one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from thurl.messages import nearest
 from thurl.restoration.degradation import resize
 
 
-__all__ = ["CLEANUPS", "Cleanup", "bicubic", "clean_up", "gaussian", "median", "noise_level", "non_local_means", "tune"]
+__all__ = [
+    "CLEANUPS",
+    "Cleanup",
+    "bicubic",
+    "clean_up",
+    "gaussian",
+    "median",
+    "noise_level",
+    "non_local_means",
+    "tune",
+]
 
 
 def bicubic(pictures: NDArray[np.float32], strength: float) -> NDArray[np.float32]:
@@ -64,7 +74,9 @@ def non_local_means(pictures: NDArray[np.float32], strength: float) -> NDArray[n
         ) from None
     cleaned = []
     for picture in pictures / 255:
-        cut = strength * max(noise_level(picture), 1e-3)  # a flat picture has none, and a cut-off of 0 would divide by it
+        cut = strength * max(
+            noise_level(picture), 1e-3
+        )  # a flat picture has none, and a cut-off of 0 would divide by it
         cleaned.append(
             denoise_nl_means(picture, patch_size=5, patch_distance=6, h=cut, fast_mode=True, channel_axis=2)
         )

@@ -124,5 +124,7 @@ def _bytes(restored: NDArray[np.floating]) -> NDArray[np.uint8]:
         UsageError: values that are not finite, which no metric may turn into a number.
     """
     if not np.isfinite(restored).all():
-        raise UsageError("the model returned pixels that are no numbers; training has diverged, lower the learning rate")
+        raise UsageError(
+            "the model returned pixels that are no numbers; training has diverged, lower the learning rate"
+        )
     return np.ascontiguousarray(np.clip(np.rint(255 * restored), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))

@@ -52,7 +52,8 @@ def feature_distance(restored: Sequence[torch.Tensor], target: Sequence[torch.Te
         # Times the root of the channels: the mean difference then does not shrink with the width.
         scale = ours.shape[1] ** 0.5
         parts.append(
-            scale * (functional.normalize(ours.to(wide), dim=1) - functional.normalize(theirs.to(wide), dim=1)).abs().mean()
+            scale
+            * (functional.normalize(ours.to(wide), dim=1) - functional.normalize(theirs.to(wide), dim=1)).abs().mean()
         )
     return torch.stack(parts).mean()
 

@@ -107,7 +107,9 @@ class RestorationModel(PreTrainedModel):
         if target is None:
             return RestorationOutput(restored=restored)
         if target.shape != pixel_values.shape:
-            raise ValueError(f"target {tuple(target.shape)} and pixel_values {tuple(pixel_values.shape)} must be equal")
+            raise ValueError(
+                f"target {tuple(target.shape)} and pixel_values {tuple(pixel_values.shape)} must be equal"
+            )
         config = self.config
         pixel = (
             l1(restored, target)
@@ -120,7 +122,7 @@ class RestorationModel(PreTrainedModel):
     def _restore(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
         padded = _pad(x, self.config.multiple)
-        hidden = self.stem(functional.pixel_unshuffle(padded, self.config.patch_size))
+        hidden = self.stem(functional.pixel_unshuffle((padded - _MIDDLE) / _SPREAD, self.config.patch_size))
         skips = []
         for level, blocks in enumerate(self.encoder):
             hidden = blocks(hidden)
@@ -130,7 +132,7 @@ class RestorationModel(PreTrainedModel):
         for level in reversed(range(len(self.up))):
             hidden = skips[level] + functional.pixel_shuffle(self.up[level](hidden), 2)
             hidden = self.decoder[level](hidden)
-        correction = _OUTPUT_SCALE * functional.pixel_shuffle(self.head(hidden), self.config.patch_size)
+        correction = _SPREAD * functional.pixel_shuffle(self.head(hidden), self.config.patch_size)
         return x + correction[..., :height, :width]
 
     @torch.no_grad()
@@ -147,12 +149,11 @@ class RestorationModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-_OUTPUT_SCALE = 0.1
-"""Pixels are corrected by about a tenth of their range. Without it a step of Adam, which moves all weights of the last
-layer by the learning rate, would move pixels by more than that."""
+_MIDDLE, _SPREAD = 0.5, 0.25
+"""Of pixels: inside the network they are centred and scaled to about unit variance, as its layers expect."""
 
 _FIRST_SCALE = 0.1
-"""Of a block's last layer: small, so that deep networks start near the identity, but not 0, so that all weights move."""
+"""Of a block's last layer: small, so that deep networks start near the identity; not 0, so that all weights move."""
 
 
 class _ChannelNorm(nn.Module):

@@ -106,6 +106,11 @@ class Restorer:
     def _restore(
         self, picture: Picture, size: int | None, scale: float, tile: int, overlap: int, batch_size: int
     ) -> Image.Image:
+        multiple = self.model.config.multiple
+        if tile - overlap < multiple:
+            raise UsageError(
+                f"tile is {tile} and overlap {overlap}; this model needs tiles longer than their overlap by {multiple}"
+            )
         pixels = self.processor.pixels(picture, size)
         if scale != 1:
             sides = [max(1, round(side * scale)) for side in pixels.shape[1:]]
@@ -117,6 +122,7 @@ class Restorer:
             pixels.to(self.device),
             tile=tile,
             overlap=overlap,
+            multiple=multiple,
             batch_size=batch_size,
         )
         return self.processor.picture(restored)
@@ -194,7 +200,9 @@ def plan_outputs(paths: Iterable[Path], root: Path | None, out: Path) -> dict[Pa
     sources = {path.resolve() for path in listed}
     clash = sorted(str(target) for target in taken if target.resolve() in sources)
     if clash:
-        raise UsageError(f"the output would overwrite what is read: {', '.join(clash[:5])}; name another output folder")
+        raise UsageError(
+            f"the output would overwrite what is read: {', '.join(clash[:5])}; name another output folder"
+        )
     return planned
 
 

@@ -10,23 +10,30 @@ import torch
 __all__ = ["ramp", "restore_tiled", "tile_starts"]
 
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+def tile_starts(length: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
     """Where tiles begin along one side so that they cover it and neighbours share at least `overlap` pixels.
+
+    The last tile ends with the side and may be shorter than the others.
 
     Args:
         length: of the side, 1 or more.
-        tile: length of a tile; above `overlap`.
+        tile: length of a tile; at least `overlap + multiple`.
         overlap: 0 or more.
+        multiple: tiles begin at multiples of it: the grid that the network puts on a picture.
 
     Raises:
         ValueError: values that cannot cover anything.
     """
-    if length < 1 or not 0 <= overlap < tile:
-        raise ValueError(f"length {length}, tile {tile}, overlap {overlap}: tiles must be longer than their overlap")
-    if length <= tile:
-        return [0]
-    steps = -(-(length - overlap) // (tile - overlap))
-    return [round(number * (length - tile) / (steps - 1)) for number in range(steps)]
+    step = (tile - overlap) // multiple * multiple
+    if length < 1 or overlap < 0 or step < 1:
+        raise ValueError(
+            f"length {length}, tile {tile}, overlap {overlap}: tiles must be longer than their overlap, by {multiple} "
+            "or more"
+        )
+    starts = [0]
+    while starts[-1] + tile < length:
+        starts.append(starts[-1] + step)
+    return starts
 
 
 def ramp(length: int, before: int, after: int) -> torch.Tensor:
@@ -44,6 +51,7 @@ def restore_tiled(
     *,
     tile: int,
     overlap: int,
+    multiple: int = 1,
     batch_size: int = 1,
 ) -> torch.Tensor:
     """Restore a picture by tiles; where they overlap the weighted mean of theirs.
@@ -53,7 +61,8 @@ def restore_tiled(
         pixels: (3, H, W).
         tile: largest side of a tile.
         overlap: of neighbours in pixels; at least what the network looks around, for the seams to vanish.
-        batch_size: tiles restored together.
+        multiple: see `tile_starts`.
+        batch_size: tiles of one size restored together.
 
     Returns:
         (3, H, W) float32, on the device of `pixels`.
@@ -63,9 +72,7 @@ def restore_tiled(
         return restore(pixels[None])[0].float()
     total = torch.zeros_like(pixels, dtype=torch.float32)
     weight = torch.zeros(1, height, width, device=pixels.device)
-    boxes = list(_boxes(height, width, tile, overlap))
-    for start in range(0, len(boxes), batch_size):
-        group = boxes[start : start + batch_size]
+    for group in _groups(height, width, tile, overlap, multiple, batch_size):
         batch = torch.stack([pixels[:, top : top + h, left : left + w] for top, left, h, w in group])
         for (top, left, h, w), restored in zip(group, restore(batch), strict=True):
             mask = _mask(top, h, height, overlap)[:, None] * _mask(left, w, width, overlap)[None, :]
@@ -75,10 +82,18 @@ def restore_tiled(
     return total / weight
 
 
-def _boxes(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
-    for top in tile_starts(height, tile, overlap):
-        for left in tile_starts(width, tile, overlap):
-            yield top, left, min(tile, height), min(tile, width)
+def _groups(
+    height: int, width: int, tile: int, overlap: int, multiple: int, batch_size: int
+) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Tiles (top, left, height, width), in groups of one size."""
+    sizes: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for top in tile_starts(height, tile, overlap, multiple):
+        for left in tile_starts(width, tile, overlap, multiple):
+            h, w = min(tile, height - top), min(tile, width - left)
+            sizes.setdefault((h, w), []).append((top, left, h, w))
+    for boxes in sizes.values():
+        for start in range(0, len(boxes), batch_size):
+            yield boxes[start : start + batch_size]
 
 
 def _mask(start: int, length: int, whole: int, overlap: int) -> torch.Tensor:

@@ -77,7 +77,8 @@ def _card(name: str, picture: Image) -> str:
     if not small:
         shown.thumbnail((report.MAX_SIDE, report.MAX_SIDE))
     image = f"<img class='{'small' if small else ''}' alt='{report._escape(name)}' src='{report._png(shown)}'>"
-    return f"<figure class='card'>{image}<figcaption><span class='name'>{report._escape(name)}</span></figcaption></figure>"
+    caption = f"<figcaption><span class='name'>{report._escape(name)}</span></figcaption>"
+    return f"<figure class='card'>{image}{caption}</figure>"
 
 
 _CURVES = "Thin: every entry; thick: running mean (curves of more than 25 points). Grey: the control."
