@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="one run each")
     parser.add_argument("--out", type=Path, default=Path("results/face_restoration_tiny.json"))
     parser.add_argument("--work", type=Path, default=Path("runs/face_restoration_tiny"))
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time; their seconds then say little")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="further overrides of the recipe")
     options = parser.parse_intermixed_args(arguments)
     recipe = find_recipe(RECIPE)
     runs: list[dict[str, Any]] = []
-    for seed in options.seeds:
-        record = run_seed(recipe, seed, options.work / f"seed_{seed}", options.overrides)
-        runs.append({**record, "failures": failures(record)})
-        sys.stdout.write(summary_line(runs[-1]) + "\n")
-        # After every seed, so that an interrupted study keeps what it has.
-        write_results(
-            options.out,
-            recipe=f"recipes/{RECIPE}.yaml",
-            overrides=options.overrides,
-            runs=runs,
-            bar="PSNR and SSIM: model above degraded and above each clean-up, control below degraded",
-            passed=sum(not run["failures"] for run in runs),
+    with ThreadPoolExecutor(options.jobs) as pool:  # threads that wait for processes
+        records = pool.map(
+            lambda seed: run_seed(recipe, seed, options.work / f"seed_{seed}", options.overrides), options.seeds
         )
+        for record in records:
+            runs.append({**record, "failures": failures(record)})
+            sys.stdout.write(summary_line(runs[-1]) + "\n")
+            # After every seed, so that an interrupted study keeps what it has.
+            write_results(
+                options.out,
+                recipe=f"recipes/{RECIPE}.yaml",
+                overrides=options.overrides,
+                runs=runs,
+                bar="PSNR and SSIM: model above degraded and above each clean-up, control below degraded",
+                passed=sum(not run["failures"] for run in runs),
+            )
     return int(any(run["failures"] for run in runs))
 
 

@@ -46,6 +46,7 @@ class RestorationModelSection(Section):
     decoder_depths: _Whole | None = None
     patch_size: int = Field(1, ge=1, le=8)
     expansion: float = Field(1.0, gt=0, le=8)
+    contrast_window: int | None = Field(None, ge=3)
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
@@ -57,6 +58,8 @@ class RestorationModelSection(Section):
             found.append(
                 (("depths",), f"has {len(self.depths)} levels, `hidden_sizes` {levels}; one of each per level")
             )
+        if self.contrast_window is not None and self.contrast_window % 2 == 0:
+            found.append((("contrast_window",), f"is {self.contrast_window}, but must be odd"))
         if self.decoder_depths is not None and len(self.decoder_depths) != levels - 1:
             found.append((("decoder_depths",), f"has {len(self.decoder_depths)} levels; it must have {levels - 1}"))
         return found
@@ -303,7 +306,7 @@ class FaceRestorationRecipe(Section):
             if path is None or Path(path).expanduser().exists():
                 continue
             found.append(
-                f"weights of the loss `{name}` (weight {weight:g}): {path} does not exist; set `losses.{name}.path` or "
-                f"`losses.{name}.weight=0`"
+                f"weights of the loss `{name}` (weight {weight:g}): {path} does not exist; name another or "
+                f"set `losses.{name}.weight=0`"
             )
         return found

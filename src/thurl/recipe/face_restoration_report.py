@@ -77,7 +77,7 @@ def run_record(seed: int, main: RestorationRun, control: RestorationRun | None) 
     """One record of a results file.
 
     `<metric>`: mean over the test pictures of `degraded`, each clean-up, `untrained`, `model` and `control`, null
-    where not asked for; `verdict` (see there), `pictures`, `strengths`, the first and the last logged loss, and seconds.
+    where not asked for; `verdict` (see there), `pictures`, `strengths`, first and last logged loss, and seconds.
     """
     record: dict[str, Any] = {"seed": seed}
     after = main.after

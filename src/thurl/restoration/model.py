@@ -121,8 +121,9 @@ class RestorationModel(PreTrainedModel):
 
     def _restore(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
-        padded = _pad(x, self.config.multiple)
-        hidden = self.stem(functional.pixel_unshuffle((padded - _MIDDLE) / _SPREAD, self.config.patch_size))
+        seen = x - (_MIDDLE if self.config.contrast_window is None else _local_mean(x, self.config.contrast_window))
+        padded = _pad(seen / _SPREAD, self.config.multiple)
+        hidden = self.stem(functional.pixel_unshuffle(padded, self.config.patch_size))
         skips = []
         for level, blocks in enumerate(self.encoder):
             hidden = blocks(hidden)
@@ -187,6 +188,13 @@ class _Block(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.second(functional.gelu(self.first(self.norm(x))))
+
+
+def _local_mean(x: torch.Tensor, side: int) -> torch.Tensor:
+    """Mean over the part of a square window that lies inside the picture, along one axis after the other."""
+    half = side // 2
+    x = functional.avg_pool2d(x, (side, 1), stride=1, padding=(half, 0), count_include_pad=False)
+    return functional.avg_pool2d(x, (1, side), stride=1, padding=(0, half), count_include_pad=False)
 
 
 def _pad(x: torch.Tensor, multiple: int) -> torch.Tensor:
