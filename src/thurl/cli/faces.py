@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -159,8 +160,15 @@ def evaluate(
     if baseline and out is None:
         raise UsageError("--baseline compares with the files of this run: give --out")
     others = [read_run(folder) for folder in baseline or ()]
-    with progress("scored", 1) as advance:
-        evaluation = evaluate_faces(settings, lambda done, total: advance(done / total))
+    with ExitStack() as stack:
+        shown: list[Any] = []
+
+        def tell(done: int, total: int) -> None:
+            if not shown:  # the number of pictures is known when the first ones are done
+                shown.append(stack.enter_context(progress("scored", total)))
+            shown[0](done)
+
+        evaluation = evaluate_faces(settings, tell)
     if out is not None:
         write_evaluation(evaluation, out)
     compared: dict[str, list[Difference]] = {}
@@ -180,10 +188,10 @@ def evaluate(
         identity = summary["identity"]
         if identity["failures"] is not None:
             state = {True: "valid", False: "not valid", None: "open"}[identity["valid"]]
-            shown = f"; the entry is {state}" if protocol is Protocol.ntire2025 else ""
+            verdict = f"; the entry is {state}" if protocol is Protocol.ntire2025 else ""
             typer.echo(
                 f"identity: {identity['failures']} of {identity['checked']} faces failed, {identity['unchecked']} not "
-                f"checked{shown}"
+                f"checked{verdict}"
             )
         for folder, lines in compared.items():
             typer.echo(f"\nagainst {folder}:")
@@ -290,7 +298,7 @@ def metrics(
                 entry["name"],
                 entry["tier"] + (", whole set" if entry["set"] else ""),
                 ", ".join(entry["needs"]) or "-",
-                "lower" if entry["lower_is_better"] else "higher",
+                {True: "lower", False: "higher", None: "-"}[entry["lower_is_better"]],
                 f"{low} to {high}",
                 f"no: {len(entry['missing'])} missing" if entry["missing"] else "yes",
             ]

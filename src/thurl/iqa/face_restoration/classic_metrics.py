@@ -44,7 +44,7 @@ def _classic(
     function: Callable[[FaceBatch], torch.Tensor],
     *,
     needs: frozenset[str] = frozenset(),
-    lower: bool = False,
+    lower: bool | None = False,
     bounds: tuple[float, float] = _UNBOUNDED,
 ) -> None:
     attributes: dict[str, Any] = {
@@ -95,11 +95,11 @@ _classic("lq_psnr_16", _consistency(psnr, 16), needs=_LQ)
 _classic("lq_ssim_8", _consistency(ssim, 8), needs=_LQ, bounds=_UNIT)
 _classic("lq_ssim_16", _consistency(ssim, 16), needs=_LQ, bounds=_UNIT)
 _classic("colour_shift", _both(colour_shift, "lq"), needs=_LQ, lower=True)
-_classic("tenengrad", _restored("tenengrad"))
-_classic("laplacian_variance", _restored("laplacian_variance"))
+_classic("tenengrad", _restored("tenengrad"), lower=None)
+_classic("laplacian_variance", _restored("laplacian_variance"), lower=None)
 _classic("noise_sigma", _restored("noise_sigma"), lower=True)
 _classic("blockiness", _restored("blockiness"), lower=True)
-_classic("colourfulness", _restored("colourfulness"))
+_classic("colourfulness", _restored("colourfulness"), lower=None)
 _classic("clipping", _restored("clipping"), lower=True, bounds=(0.0, 1.0))
 
 

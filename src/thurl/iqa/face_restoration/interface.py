@@ -200,7 +200,7 @@ class Metric(ABC):
     Attributes:
         name: column and option name: lower case, digits and underscores.
         needs: subset of `NEEDS`; a picture without one of them gets an empty cell and an error.
-        lower_is_better: direction, used by comparisons.
+        lower_is_better: direction, used by comparisons; None for a number that describes and does not judge.
         range: smallest and largest value; infinite where there is no bound.
         requires: weights and packages.
         version: changes whenever results change; part of the key under which results are kept.
@@ -210,7 +210,7 @@ class Metric(ABC):
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
-    lower_is_better: ClassVar[bool] = False
+    lower_is_better: ClassVar[bool | None] = False
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     requires: ClassVar[tuple[WeightFile | Package, ...]] = ()
     version: ClassVar[str] = "1"

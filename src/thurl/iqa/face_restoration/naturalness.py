@@ -41,6 +41,7 @@ SHARP_ENOUGH = 0.75
 """Patches of pristine pictures count when they are this sharp, as a share of the picture's sharpest (the paper's)."""
 
 _SHRINKAGE = 1e-3  # of the BRISQUE covariance towards its diagonal: one row per picture is few for 36 dimensions
+_ROUNDING = 1e-9
 Array = NDArray[np.float64]
 
 
@@ -192,7 +193,10 @@ def _normalise(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     mean = blur(grey)
     deviation = torch.sqrt((blur(grey**2) - mean**2).abs())
-    return (grey - mean) / (deviation + 1.0), deviation
+    difference = grey - mean
+    # Rounding of the blur must not give flat areas signs, which the fit counts.
+    difference = torch.where(difference.abs() < _ROUNDING, 0.0, difference)
+    return difference / (deviation + 1.0), deviation
 
 
 def _half(grey: torch.Tensor) -> torch.Tensor:

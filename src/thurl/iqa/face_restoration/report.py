@@ -74,24 +74,20 @@ def per_image_csv(evaluation: FaceEvaluation) -> str:
 
 
 def summary_table(evaluation: FaceEvaluation) -> list[list[str]]:
-    """Rows of text, the headings first: one row per data set, one for all, one with the terms of the score."""
+    """Rows of text, the headings first: a row per metric, a column per data set, one for all, one for score terms."""
     summary = evaluation.summary
-    names = list(summary["overall"])
-    identity = summary["identity"]
-    checked = identity["failures"] is not None
-    rows = [["data set", "pictures", *names, *(["id failures"] if checked else []), "score"]]
-    for dataset, entry in summary["datasets"].items():
-        cells = [_short(entry["means"].get(name, math.nan)) for name in names]
-        rows.append(
-            [dataset, str(entry["pictures"]), *cells, *([str(entry["identity_failures"])] if checked else []), ""]
-        )
-    overall = [_short(summary["overall"][name]) for name in names]
-    rows.append(["all", str(summary["pictures"]), *overall, *([str(identity["failures"])] if checked else []), ""])
-    score = summary["score"]
+    datasets, score, identity = summary["datasets"], summary["score"], summary["identity"]
+    rows = [["metric", *datasets, "all", "term of score"]]
+    rows.append(["pictures", *(str(entry["pictures"]) for entry in datasets.values()), str(summary["pictures"]), ""])
+    for name, value in summary["overall"].items():
+        means = [_short(entry["means"].get(name, math.nan)) for entry in datasets.values()]
+        rows.append([name, *means, _short(value), _short(score["terms"][name]) if name in score["terms"] else ""])
+    if identity["failures"] is not None:
+        failures = [str(entry["identity_failures"]) for entry in datasets.values()]
+        rows.append(["identity failures", *failures, str(identity["failures"]), ""])
     if score["terms"]:
-        terms = [_short(score["terms"].get(name, math.nan), 4) for name in names]
-        total = "-" if score["total"] is None else f"{_short(score['total'], 4)} ({score['label']})"
-        rows.append(["score terms", "", *terms, *([""] if checked else []), total])
+        total = "-" if score["total"] is None else f"{_short(score['total'])}, {score['label']}"
+        rows.append(["score", *("" for _ in datasets), "", total])
     return rows
 
 
@@ -130,8 +126,8 @@ def _cell(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{_DIGITS}g}"
 
 
-def _short(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -76,8 +76,12 @@ class FaceRestorationReward:
         for metric in self.metrics:
             if isinstance(metric, SetMetric):
                 problems.append(f"{metric.name} is a metric of a whole set; a reward is one number per picture")
-            elif metric.name not in TERMS and not all(map(math.isfinite, metric.range)):
-                problems.append(f"{metric.name} has the range {metric.range}; a reward needs a finite one")
+            elif metric.name not in TERMS and (
+                metric.lower_is_better is None or not all(map(math.isfinite, metric.range))
+            ):
+                problems.append(
+                    f"{metric.name}: a reward needs a direction and a finite range, {metric.range} is none"
+                )
         if unknown := sorted(set(weights or {}) - set(names)):
             problems.append(f"weights for {', '.join(unknown)}, which are no metrics of the reward")
         if not names or len(set(names)) < len(names):
