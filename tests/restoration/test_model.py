@@ -7,7 +7,7 @@ from torch import nn
 from thurl.restoration.config import RestorationConfig
 from thurl.restoration.critics import FrozenCritic, embedding_critic, feature_critic, score_critic
 from thurl.restoration.losses import charbonnier, cosine_distance, feature_distance, l1
-from thurl.restoration.model import RestorationModel
+from thurl.restoration.model import RestorationModel, _local_mean
 from thurl.restoration.tiling import ramp, restore_tiled, tile_starts
 
 
@@ -33,6 +33,18 @@ def test_any_size_and_at_first_the_input_itself(height, width, patch_size):
     assert torch.equal(model(patch_size=patch_size)(x).restored, x)
     changed = model(trained=True, patch_size=patch_size)(x).restored
     assert changed.shape == x.shape and changed.isfinite().all() and not torch.equal(changed, x)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (24, 19)])
+def test_with_a_contrast_window_brightness_goes_through(height, width):
+    x = pictures(2, 3, height, width)
+    for window, equal in ((7, True), (None, False)):
+        net = model(trained=True, contrast_window=window).eval()
+        with torch.no_grad():
+            plain, brighter = net(x).restored, net(x + 0.3).restored
+        assert torch.allclose(brighter, plain + 0.3, atol=1e-4) == equal
+    whole = _local_mean(x, 2 * max(height, width) + 1)
+    torch.testing.assert_close(whole, x.mean((2, 3), keepdim=True).expand_as(x))
 
 
 def test_padding_does_not_depend_on_the_batch():
@@ -85,7 +97,13 @@ def test_shapes_and_settings_that_make_no_sense_are_refused():
         model()(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="must be equal"):
         model()(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 9))
-    for options in ({"depths": [1]}, {"decoder_depths": [1, 1]}, {"patch_size": 0}, {"pixel_loss": "l3"}):
+    for options in (
+        {"depths": [1]},
+        {"decoder_depths": [1, 1]},
+        {"patch_size": 0},
+        {"pixel_loss": "l3"},
+        {"contrast_window": 4},
+    ):
         with pytest.raises(ValueError):
             model(**options)
 

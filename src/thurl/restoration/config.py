@@ -20,9 +20,9 @@ class RestorationConfig(PreTrainedConfig):
         patch_size: side of the square of pixels that becomes one position of the finest level. 2 costs a quarter of
             1; what was downsampled before loses little.
         expansion: width of a block's inner layer over its channels.
-        contrast_window: side in pixels, odd, of the window whose mean is taken out of what the network sees, channel by
-            channel. It then cannot confuse brightness with noise, which few training pictures would not teach it, but
-            cannot mend colours either. None: it sees the pixels themselves.
+        contrast_window: side in pixels, odd, of the window whose mean is taken out of what the network sees, channel
+            by channel. It then need not learn that brightness is not noise, for which few training pictures are not
+            enough, but it cannot mend colours either. None: it sees the pixels themselves.
         pixel_loss: "charbonnier" or "l1", the term `pixel`.
         charbonnier_eps: of that loss, on pixels in [0, 1].
     """
@@ -55,9 +55,7 @@ class RestorationConfig(PreTrainedConfig):
                 f"charbonnier_eps={self.charbonnier_eps}: all must be above 0"
             )
         if self.contrast_window is not None and (self.contrast_window < 3 or self.contrast_window % 2 == 0):
-            raise ValueError(
-                f"contrast_window={self.contrast_window}: it must be an odd number of at least 3, or None"
-            )
+            raise ValueError(f"contrast_window={self.contrast_window}: it must be odd and at least 3, or None")
         if self.pixel_loss not in ("charbonnier", "l1"):
             raise ValueError(f"pixel_loss={self.pixel_loss!r}: it must be charbonnier or l1")
         super().__post_init__(**kwargs)
