@@ -266,6 +266,11 @@ class SetResult:
 class SetMetric(Metric):
     """One number per set, from one feature vector per picture: `features`, then `update` in order, then `compute`."""
 
+    @property
+    def feature_name(self) -> str:
+        """Under which the features are kept; two metrics with one name and one fingerprint share them."""
+        return self.name
+
     def score(self, batch: FaceBatch) -> torch.Tensor:
         raise TypeError(f"{self.name} is a metric of a whole set: call `features`, `update` and `compute`")
 

@@ -120,12 +120,12 @@ def convert_niqe(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
     """
     from scipy.io import loadmat
 
+    if not os.path.isfile(path):
+        raise MissingRequirementError(f"{path}: no such file; it comes with NIQE's release")
     try:
         content = loadmat(path, variable_names=("mu_prisparam", "cov_prisparam"))
         mean = np.asarray(content["mu_prisparam"], dtype=np.float64).reshape(-1)
         cov = np.asarray(content["cov_prisparam"], dtype=np.float64)
-    except FileNotFoundError:
-        raise MissingRequirementError(f"{path}: no such file; it comes with NIQE's release") from None
     except Exception as error:  # scipy's reader raises many kinds on broken files
         raise DataError(
             f"{path}: not the file modelparameters.mat of NIQE ({type(error).__name__}: {error})"

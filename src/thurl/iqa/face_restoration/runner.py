@@ -119,23 +119,23 @@ def run_metrics(
             results[index].errors.append(error)
         for index, kind, seen in outcome.pictures:
             cache.keep_record(_picture_key(kind, digests[index][kind]), seen)
-        rows = list(outcome.values)
+        for index, name, value in outcome.values:
+            results[index].values[name] = value
+            cache.keep(keys[index][name], value)
         for batch, indices, wanted in outcome.batches:
-            for name in wanted:
+            for name in (name for name in wanted if metrics[name].tier != "classic"):
                 metric = metrics[name]
-                if metric.tier == "classic":
-                    continue
+                own = [keys[index][name] for index in indices]
+                if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in own):
+                    continue  # another metric of the set has brought the same features a moment ago
                 values, errors = _score(metric, batch)
-                rows += [(index, name, value) for index, value in zip(indices, values, strict=True)]
-                for index, error in zip(indices, errors, strict=True):
-                    if error:
-                        results[index].errors.append(error)
-        for index, name, value in rows:
-            if isinstance(value, np.ndarray):
-                cache.keep_features(keys[index][name], value)
-            elif not isinstance(metrics[name], SetMetric):
-                results[index].values[name] = value
-                cache.keep(keys[index][name], value)
+                for index, key, value, error in zip(indices, own, values, errors, strict=True):
+                    results[index].errors += [error] if error else []
+                    if isinstance(value, np.ndarray):
+                        cache.keep_features(key, value)
+                    elif not isinstance(metric, SetMetric):
+                        results[index].values[name] = value
+                        cache.keep(key, value)
         cache.flush()
         done += len(outcome.indices)
         progress(done)
@@ -310,7 +310,8 @@ def _possible(metric: Metric, item: FaceItem, digests: Mapping[str, str]) -> boo
 def _key(metric: Metric, identity: Mapping[str, str], item: FaceItem, digests: Mapping[str, str]) -> str:
     looked_at = {kind: digest for kind, digest in digests.items() if kind == "restored" or kind in metric.needs}
     landmarks = item.landmarks if "landmarks" in metric.needs else None
-    return result_key(metric.name, identity["version"], identity["fingerprint"], looked_at, landmarks)
+    name = metric.feature_name if isinstance(metric, SetMetric) else metric.name
+    return result_key(name, identity["version"], identity["fingerprint"], looked_at, landmarks)
 
 
 def _picture_key(kind: str, digest: str) -> str:

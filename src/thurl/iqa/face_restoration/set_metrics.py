@@ -78,6 +78,10 @@ class FeatureDistance(SetMetric):
         self.network = self.load_network().to(context.device)
         self._rows: list[np.ndarray] = []
 
+    @property
+    def feature_name(self) -> str:
+        return f"features {self.extractor}"
+
     @abstractmethod
     def load_network(self) -> torch.nn.Module:
         """The network, in evaluation mode."""
