@@ -48,6 +48,8 @@ LIGHT = [
     "thurl.forensics.exif.landmarks",
     "thurl.forensics.exif.manipulations",
     "thurl.forensics.exif.scan",
+    "thurl.iqa.afine",
+    "thurl.iqa.afine.pairing",
     "thurl.ranking",
     "thurl.recipe",
     "thurl.recipe.validate",
