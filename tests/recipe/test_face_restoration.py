@@ -158,6 +158,7 @@ def test_resuming_equals_going_on(tmp_path):
     assert resumed["loss"] == whole["loss"] and len(whole["loss"]) == 7
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert resumed["metrics"] == whole["metrics"]
+    assert trainer.train_dataset.degradation == small.recipe(tmp_path).degradation.config()
 
 
 @pytest.mark.distributed

@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
 from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
 from thurl.restoration.cleanup import CLEANUPS
-from thurl.restoration.degradation import DegradationConfig
+from thurl.restoration.degradation import DegradationConfig, degradation_problems
 
 
 __all__ = [
@@ -143,10 +143,7 @@ class DegradationSection(Section):
     upsample_method: str = "bilinear"
 
     def problems(self) -> list[Problem]:
-        config = object.__new__(DegradationConfig)  # unchecked, to hand over all of its problems
-        for name, value in self.model_dump().items():
-            object.__setattr__(config, name, value)
-        return [((name,), text) for name, text in config.problems()]
+        return [((name,), text) for name, text in degradation_problems(self.model_dump())]
 
     def config(self) -> DegradationConfig:
         """As the library takes it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "DegradationConfig",
     "blur",
     "blur_kernel",
+    "degradation_problems",
     "degrade",
     "draw_degradation",
     "resize",
@@ -86,33 +87,33 @@ class DegradationConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-        problems = self.problems()
+        problems = degradation_problems(vars(self))
         if problems:
             raise UsageError([f"{name} {text}" for name, text in problems])
 
-    def problems(self) -> list[tuple[str, str]]:
-        """What is wrong, as (field, message)."""
-        found = []
-        limits = {"blur_sigma": (0, math.inf), "downsample": (0.1, 64), "noise": (0, 255), "jpeg": (1, 100)}
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if len(value) != 2 or not least <= value[0] <= value[1] <= most or not math.isfinite(value[1]):
-                rule = f"two numbers from {least:g}" + ("" if most == math.inf else f" to {most:g}")
-                found.append((name, f"is {list(value)}, but must be {rule}, the smaller one first"))
-        for name in ("anisotropic", "poisson", "grey_noise"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                found.append((name, f"is {value}, but must be a probability from 0 to 1"))
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            found.append(("kernel_size", f"is {self.kernel_size}, but must be an odd number of pixels"))
-        if not self.downsample_methods:
-            found.append(("downsample_methods", "is empty, but must name at least one method"))
-        named = [("downsample_methods", name) for name in self.downsample_methods]
-        for field, name in [*named, ("upsample_method", self.upsample_method)]:
-            if name not in RESIZE_METHODS:
-                message = f"has {name!r}, but must be of {', '.join(RESIZE_METHODS)}{nearest(name, RESIZE_METHODS)}"
-                found.append((field, message))
-        return found
+
+def degradation_problems(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the values of all fields of `DegradationConfig`, as (field, message)."""
+    found = []
+    limits = {"blur_sigma": (0, math.inf), "downsample": (0.1, 64), "noise": (0, 255), "jpeg": (1, 100)}
+    for name, (least, most) in limits.items():
+        value = values[name]
+        if len(value) != 2 or not least <= value[0] <= value[1] <= most or not math.isfinite(value[1]):
+            rule = f"two numbers from {least:g}" + ("" if most == math.inf else f" to {most:g}")
+            found.append((name, f"is {list(value)}, but must be {rule}, the smaller one first"))
+    for name in ("anisotropic", "poisson", "grey_noise"):
+        if not 0 <= values[name] <= 1:
+            found.append((name, f"is {values[name]}, but must be a probability from 0 to 1"))
+    if values["kernel_size"] < 1 or values["kernel_size"] % 2 == 0:
+        found.append(("kernel_size", f"is {values['kernel_size']}, but must be an odd number of pixels"))
+    if not values["downsample_methods"]:
+        found.append(("downsample_methods", "is empty, but must name at least one method"))
+    named = [("downsample_methods", name) for name in values["downsample_methods"]]
+    for field, name in [*named, ("upsample_method", values["upsample_method"])]:
+        if name not in RESIZE_METHODS:
+            message = f"has {name!r}, but must be of {', '.join(RESIZE_METHODS)}{nearest(name, RESIZE_METHODS)}"
+            found.append((field, message))
+    return found
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class RestorationEvaluator:
     """An evaluator of `MethodTrainer` on `RestorationPairs` with `fixed=True`.
 
     All pictures are rounded to 8 bits before they are judged. Metrics: `<metric>` of the model, `<metric>_degraded` of
-    its input and `<metric>_<name>` of each clean-up, means over the pictures. Items: the same for each picture. Only
-    the model is judged anew each time.
+    its input and `<metric>_<name>` of each clean-up, means over the pictures. Items: the same for each picture, with
+    what its degradation drew. Only the model is judged anew each time.
 
     Args:
         metrics: name to function; larger is better in all of them.
@@ -69,12 +69,13 @@ class RestorationEvaluator:
         for start in range(0, len(dataset), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(dataset)))
             restored = predict(_Inputs(dataset, rows))["restored"]
-            clean = np.stack([dataset.pair(row)[1] for row in rows])
-            judged = self._judge(_bytes(restored), clean)
+            pairs = [dataset.pair(row) for row in rows]
+            judged = self._judge(_bytes(restored), np.stack([clean for _, clean, _ in pairs]))
             for place, row in enumerate(rows):
                 ours = {name: values[place] for name, values in judged.items()}
-                items.append({"row": row, "photo": dataset.name(row), **ours, **others[row]})
-        names = [name for name in items[0] if name not in ("row", "photo")]
+                known = {"row": row, "photo": dataset.name(row), "degradation": pairs[place][2].record()}
+                items.append({**known, **ours, **others[row]})
+        names = [*self.metrics, *others[0]]
         means = {name: float(np.mean([item[name] for item in items])) for name in names}
         settings = {"pictures": len(dataset), "size": dataset.size, "strengths": self.strengths}
         return EvaluationResults(means, items, settings)
