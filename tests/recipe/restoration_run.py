@@ -57,6 +57,7 @@ def trained(folder, *overrides, **fields):
     trainer.evaluate(study.test, metric_key_prefix="test")
     record = {
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "epoch": trainer.train_dataset.epoch,
         "metrics": dict(trainer.evaluation_results["test"].metrics),
         "items": list(trainer.evaluation_results["test"].items),
     }

@@ -37,11 +37,18 @@ def tile_starts(length: int, tile: int, overlap: int, multiple: int = 1) -> list
 
 
 def ramp(length: int, before: int, after: int) -> torch.Tensor:
-    """Weights (length,) that rise over the first `before` and fall over the last `after` positions, above 0."""
+    """Weights (length,) of a tile along one side, 1 in the middle.
+
+    It shares `before` positions at its beginning and `after` at its end with its neighbours. The outer quarter of them
+    counts 0, because there the network misses what lies beyond; over the middle half the weights rise from 0 to 1.
+    """
     weights = torch.ones(length)
-    for count, part in ((before, slice(0, before)), (after, slice(length - after, length))):
-        rising = torch.linspace(0, 1, count + 2)[1:-1]
-        weights[part] = torch.minimum(weights[part], rising if part.start == 0 else rising.flip(0))
+    for count, reverse in ((before, False), (after, True)):
+        margin = count // 4
+        rising = torch.cat([torch.zeros(margin), torch.linspace(0, 1, count - 2 * margin + 2)[1:-1]])
+        side = torch.ones(length)
+        side[: len(rising)] = rising[:length]
+        weights = torch.minimum(weights, side.flip(0) if reverse else side)
     return weights
 
 
@@ -60,7 +67,7 @@ def restore_tiled(
         restore: (B, 3, h, w) to the same shape.
         pixels: (3, H, W).
         tile: largest side of a tile.
-        overlap: of neighbours in pixels; at least what the network looks around, for the seams to vanish.
+        overlap: of neighbours in pixels; four times as far as the network looks, for tiles to make no difference.
         multiple: see `tile_starts`.
         batch_size: tiles of one size restored together.
 
@@ -98,5 +105,4 @@ def _groups(
 
 def _mask(start: int, length: int, whole: int, overlap: int) -> torch.Tensor:
     """No fading at the border of the picture itself."""
-    fade = min(overlap, length // 2)
-    return ramp(length, fade if start else 0, fade if start + length < whole else 0)
+    return ramp(length, overlap if start else 0, overlap if start + length < whole else 0)
