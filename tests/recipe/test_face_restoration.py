@@ -118,7 +118,7 @@ def test_the_whole_run(tmp_path):
         assert record[metric]["model"] != record[metric]["degraded"]
     assert record["pictures"] == 6 and set(record["verdict"]) == {"model_beats_all", "control_fails"}
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") > 2 * 4 and "unrelated targets" in page and "quality" in page
+    assert page.count("<img") == 2 * 4 + 1 and "squares of other items" in page and "JPEG quality" in page
     items = [json.loads(line) for line in (tmp_path / "run" / "test.jsonl").read_text().splitlines()]
     assert np.mean([item["psnr"] for item in items]) == pytest.approx(record["psnr"]["model"])
     assert [item["photo"] for item in items] == ["china", "coffee", "coins"] * 2

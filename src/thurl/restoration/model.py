@@ -68,7 +68,7 @@ class RestorationModel(PreTrainedModel):
         self.up = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in steps)
         self.decoder = nn.ModuleList(
             nn.Sequential(*(_Block(size, inner) for _ in range(depth)))
-            for size, depth in zip(sizes[:-1], config.decoder_depths, strict=True)
+            for size, depth in zip(sizes[:-1], config.decoder_depths or (), strict=True)
         )
         self.head = nn.Conv2d(sizes[0], pixels, 3, padding=1)
         self._critics: dict[str, Critic] = {}
