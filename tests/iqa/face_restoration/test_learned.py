@@ -240,6 +240,8 @@ def test_the_released_niqe_model_is_converted(tmp_path):
     assert loaded.brisque_mean is None
     context = MetricContext(weights={"pristine": tmp_path / "niqe.npz"})
     assert metric_class("niqe_fitted")(context).score(batch_of([procedural(1)])).isfinite().all()
+    assert "no BRISQUE features" in "".join(metric_class("brisque_fitted").missing(context))
+    assert metric_class("niqe_fitted").missing(context) == []
     with pytest.raises(DataError, match="BRISQUE"):
         metric_class("brisque_fitted")(context).score(batch_of([procedural(1)]))
     savemat(tmp_path / "wrong.mat", {"mu_prisparam": mean[:, :3], "cov_prisparam": cov})

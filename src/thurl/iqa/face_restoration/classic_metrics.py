@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from thurl.iqa.face_restoration.interface import FaceBatch, Metric, MetricContext, WeightFile, register_metric
+from thurl.iqa.face_restoration.weights import has_brisque
 
 
 if TYPE_CHECKING:
@@ -140,6 +141,17 @@ class BrisqueFitted(_Pristine):
     """Distance of BRISQUE features from those of a user's pristine pictures."""
 
     name = "brisque_fitted"
+
+    @classmethod
+    def missing(cls, context: MetricContext) -> list[str]:
+        messages = super().missing(context)
+        path = context.find(PRISTINE)
+        if path is not None and not has_brisque(path):
+            messages.append(
+                f"{cls.name}: {path} has no BRISQUE features (it was converted from NIQE's release, or is no pristine "
+                "model). Fit one with `thurl faces fit-niqe`."
+            )
+        return messages
 
     def score(self, batch: FaceBatch) -> torch.Tensor:
         from thurl.iqa.face_restoration.naturalness import brisque_distance, brisque_features

@@ -123,14 +123,7 @@ def fit_pristine(patches: list[Array], sharpness: list[Array], pictures: Array) 
             f"{len(rows)} sharp patches of {len(whole)} pictures: more than {FEATURES} patches of 2 pictures or more "
             "are needed; the paper uses 125 pictures"
         )
-    return PristineModel(
-        rows.mean(axis=0),
-        np.cov(rows, rowvar=False),
-        whole.mean(axis=0),
-        np.cov(whole, rowvar=False),
-        len(whole),
-        len(rows),
-    )
+    return PristineModel(*_moments(rows), *_moments(whole), pictures=len(whole), patches=len(rows))
 
 
 def niqe_distance(features: torch.Tensor, model: PristineModel) -> torch.Tensor:
@@ -177,8 +170,13 @@ def brisque_distance(features: torch.Tensor, model: PristineModel) -> torch.Tens
     return torch.tensor(values, dtype=torch.float64)
 
 
+def _moments(rows: Array) -> tuple[Array, Array]:
+    return rows.mean(axis=0), np.asarray(np.cov(rows, rowvar=False), dtype=np.float64)
+
+
 def _mahalanobis(difference: Array, cov: Array) -> float:
-    return float(np.sqrt(max(difference @ np.linalg.pinv(cov, hermitian=True) @ difference, 0.0)))
+    squared = float(difference @ np.linalg.pinv(cov, hermitian=True) @ difference)
+    return math.sqrt(max(squared, 0.0)) if not math.isnan(squared) else math.nan
 
 
 def _normalise(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,9 +100,12 @@ def load_pristine(path: str | os.PathLike[str]) -> PristineModel:
     if problems:
         raise DataError(f"{path}: not a pristine model: {'; '.join(problems)}")
     return PristineModel(
-        *(arrays.get(name) for name in (*_ARRAYS, *_MORE)),  # type: ignore[arg-type]
-        pictures=int(arrays.get("pictures", 0)),
-        patches=int(arrays.get("patches", 0)),
+        arrays["niqe_mean"],
+        arrays["niqe_cov"],
+        arrays.get("brisque_mean"),
+        arrays.get("brisque_cov"),
+        int(arrays.get("pictures", 0)),
+        int(arrays.get("patches", 0)),
     )
 
 

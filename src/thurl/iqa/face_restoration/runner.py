@@ -122,14 +122,14 @@ def run_metrics(
         for index, name, value in outcome.values:
             results[index].values[name] = value
             cache.keep(keys[index][name], value)
-        for batch, indices, wanted in outcome.batches:
-            for name in (name for name in wanted if metrics[name].tier != "classic"):
+        for batch, indices, asked in outcome.batches:
+            for name in (name for name in asked if metrics[name].tier != "classic"):
                 metric = metrics[name]
-                own = [keys[index][name] for index in indices]
-                if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in own):
+                places = [keys[index][name] for index in indices]
+                if isinstance(metric, SetMetric) and all(cache.features(key) is not None for key in places):
                     continue  # another metric of the set has brought the same features a moment ago
                 values, errors = _score(metric, batch)
-                for index, key, value, error in zip(indices, own, values, errors, strict=True):
+                for index, key, value, error in zip(indices, places, values, errors, strict=True):
                     results[index].errors += [error] if error else []
                     if isinstance(value, np.ndarray):
                         cache.keep_features(key, value)

@@ -1,13 +1,14 @@
-"""Digests that say which weights a result was computed with."""
+"""What can be said of weight files without loading them: digests, and what a pristine model holds."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 
-__all__ = ["weights_digest"]
+__all__ = ["has_brisque", "weights_digest"]
 
 _LARGE = 2**30
 _CHUNK = 2**20
@@ -33,3 +34,12 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
         content.seek(-_CHUNK, os.SEEK_END)
         digest.update(content.read(_CHUNK))
         return f"parts:{digest.hexdigest()}"
+
+
+def has_brisque(path: str | os.PathLike[str]) -> bool:
+    """Whether a pristine model holds BRISQUE features; False for any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "brisque_mean.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
