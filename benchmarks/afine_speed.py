@@ -12,8 +12,9 @@ difference of D between the two ways.
   picture once, then pairs, against reference and both pictures anew for each pair as the official evaluation does.
 - `naturalness`: without reference, batch against one at a time.
 
-`memory`: largest sum of living tensors, weights and pictures left out, in MiB per megapixel of one picture: scoring a
-pair, naturalness alone, and the gradient of D by the picture with and without gradient checkpointing.
+`memory`: largest sum of living tensors, weights and pictures left out, in MiB per megapixel of one picture of 512x512:
+scoring a pair, naturalness alone, and the gradient of D by the picture with and without gradient checkpointing. It is
+a count and does not change from round to round.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = peak_memory(model, memory_side)
     runs: list[dict[str, Any]] = []
     for number in range(options.rounds):
-        runs.append({"seed": options.seed + number, **one_round(model, side, options, options.seed + number)})
+        seed = options.seed + number
+        runs.append({"seed": seed, **one_round(model, side, options, seed), "memory": memory})
         sys.stdout.write(f"round {number}: {runs[-1]}\n")
         sys.stdout.flush()
     write_results(
@@ -60,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe="benchmarks/afine_speed.py",
         overrides={"batch": options.batch, "scene": options.scene, "threads": 1, "tiny": options.tiny},
         runs=runs,
-        memory=memory,
         pictures={"side": side, "memory_side": memory_side},
     )
     return 0
@@ -121,7 +122,7 @@ def measured(function: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]
     return time.process_time() - begin, result
 
 
-def peak_memory(model: AFineModel, side: int) -> dict[str, float]:
+def peak_memory(model: AFineModel, side: int) -> dict[str, dict[str, float]]:
     """MiB per megapixel of one picture, by kind of work."""
     ref, dis = torch.rand(1, 3, side, side), torch.rand(1, 3, side, side)
     megapixels = side * side / 1e6
@@ -141,10 +142,10 @@ def peak_memory(model: AFineModel, side: int) -> dict[str, float]:
     found = {}
     model.requires_grad_(False)
     for name, function in (("score", scoring), ("naturalness", naturalness), ("gradient", gradient)):
-        found[name] = peak(function) / megapixels
+        found[name] = {"mib": peak(function) / megapixels}
     model.gradient_checkpointing_enable()
     model.train()
-    found["gradient_with_checkpointing"] = peak(gradient) / megapixels
+    found["gradient_with_checkpointing"] = {"mib": peak(gradient) / megapixels}
     model.gradient_checkpointing_disable()
     model.eval().requires_grad_(True)
     return found
