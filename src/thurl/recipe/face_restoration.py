@@ -244,6 +244,8 @@ class UnrelatedTargetsSection(Section):
     """Sanity check: the same run with the square of another item as target, which must not learn to restore."""
 
     unrelated_targets: bool = False
+    max_steps: int | None = Field(None, ge=1)
+    """Of the control; those of the run when left out. Where it leads shows after few."""
 
 
 class FaceRestorationRecipe(Section):

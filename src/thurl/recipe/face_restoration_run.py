@@ -96,11 +96,13 @@ def run(recipe: FaceRestorationRecipe, *, recipe_path: str, overrides: Sequence[
     if recipe.control.unrelated_targets:
         logger.info("Control: the same run with unrelated targets, which must not learn to restore")
         # A checkpoint named for the run is not one of the control.
-        changes = {
+        changes: dict[str, Any] = {
             "output_dir": str(Path(args.output_dir) / "control"),
             "push_to_hub": False,
             "resume_from_checkpoint": "auto" if args.resume_from_checkpoint else None,
         }
+        if recipe.control.max_steps is not None:
+            changes["max_steps"] = recipe.control.max_steps
         unrelated = replace(study, train=load_study(recipe, args.seed, unrelated=True).train)
         control = train(recipe, TrainingArguments(**recipe.training | changes), unrelated, evaluator, name="control")
     return write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
