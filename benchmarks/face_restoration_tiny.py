@@ -3,8 +3,8 @@
     python benchmarks/face_restoration_tiny.py --seeds 11 12 13
 
 For each seed the tiny recipe runs in a process of its own: training photographs, squares, degradations, first weights
-and the degradations of the held-out photographs all follow the seed. The control is the same run with unrelated
-targets. Clean-ups have the strength that is best on the validation photographs of the same seed.
+and the degradations of the held-out photographs all follow the seed. The control is the beginning of the same
+run with unrelated targets. Clean-ups have the strength that is best on the validation photographs of the same seed.
 
 Pass, fixed before the runs: on the held-out photographs, for every seed, the model has a higher PSNR and a higher SSIM
 than the degraded input and than each clean-up (bicubic down and up, Gaussian, median, non-local means), and the

@@ -105,7 +105,8 @@ def test_the_paper_recipe_has_the_degradations_of_gfpgan():
 
 def test_the_whole_run(tmp_path):
     overrides = [
-        "control.unrelated_targets=true", "training.eval_strategy=steps", "training.eval_steps=4",
+        "control.unrelated_targets=true", "control.max_steps=2",
+        "training.eval_strategy=steps", "training.eval_steps=4",
         "training.save_strategy=steps", "training.save_steps=4", f"report.results={tmp_path / 'results.json'}",
         f"report.html={tmp_path / 'report.html'}", "report.examples=2",
     ]  # fmt: skip
@@ -122,6 +123,8 @@ def test_the_whole_run(tmp_path):
     items = [json.loads(line) for line in (tmp_path / "run" / "test.jsonl").read_text().splitlines()]
     assert np.mean([item["psnr"] for item in items]) == pytest.approx(record["psnr"]["model"])
     assert [item["photo"] for item in items] == ["china", "coffee", "coins"] * 2
+    control = tmp_path / "run" / "control"
+    assert (control / "model.safetensors").is_file() and not (control / "checkpoint-4").exists(), "two steps"
     # The saved folder, and a checkpoint of it, restore pictures.
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-4"):
         (restored,) = Restorer.from_pretrained(folder, "cpu").restore(np.zeros((20, 30, 3), np.uint8))
