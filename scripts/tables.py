@@ -48,7 +48,7 @@ PLANNED = (
     *("training.per_device_train_batch_size=12", "training.gradient_accumulation_steps=4", "reward.scope=global"),
     "training.output_dir=runs/plan",
 )
-WORDS = {"srcc": "SRCC", "plcc": "PLCC", "std": "SD", "mib": "MiB"}
+WORDS = {"srcc": "SRCC", "plcc": "PLCC", "psnr": "PSNR", "ssim": "SSIM", "std": "SD", "mib": "MiB"}
 
 
 def pages(root: Path) -> list[Path]:
