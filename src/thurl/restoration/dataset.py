@@ -133,16 +133,17 @@ class RestorationPairs(Dataset):
         zoom, left, top, mirror = rng.uniform(*self.zoom), rng.random(), rng.random(), rng.random()
         width, height = picture.size
         if self.crop == "whole":
-            side = min(width, height)
-            x, y = (width - side) // 2, (height - side) // 2
-            picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
+            short = min(width, height)
+            column, row = (width - short) // 2, (height - short) // 2
+            box: tuple[float, float, float, float] = (column, row, column + short, row + short)
+            picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)
         else:
             # The square is cut out of the unresized photograph, so that only its own pixels are resized.
             side = min(self.size / zoom, width, height)
             x, y = left * (width - side), top * (height - side)
             if side == self.size:
-                x, y = int(x), int(y)
-                picture = picture.crop((x, y, x + self.size, y + self.size))
+                column, row = int(x), int(y)
+                picture = picture.crop((column, row, column + self.size, row + self.size))
             else:
                 box = (x, y, min(x + side, width), min(y + side, height))
                 picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)

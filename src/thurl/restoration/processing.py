@@ -56,7 +56,7 @@ class RestorationImageProcessor(BaseImageProcessor):
         """
         if kwargs:
             raise ValueError(f"unknown arguments {', '.join(sorted(kwargs))}; settings belong to the processor")
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         tensors = [self.pixels(picture) for picture in pictures]
         sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(sizes) > 1:
