@@ -1,9 +1,9 @@
 """Restoration network: a U-Net of residual blocks that adds a correction to its input.
 
-Skip connections as in U-Net (Ronneberger et al., arXiv 1505.04597), blocks with a normalisation over channels and a
-learned scale, as in ConvNeXt (arXiv 2201.03545) and NAFNet (arXiv 2204.04676). Nothing depends on the batch or on the
-size of the picture, so a tile is restored as the whole picture is, but for its border. The last layer starts at 0: an
-untrained network gives its input back.
+Skip connections as in U-Net (Ronneberger et al., arXiv 1505.04597), residual blocks that normalise over the channels
+of a position, as in ConvNeXt (arXiv 2201.03545) and NAFNet (arXiv 2204.04676). Nothing depends on the batch or on the
+size of the picture, so a tile on the network's grid is restored as the whole picture is, but for its border. The last
+layer starts at 0: an untrained network gives its input back.
 """
 
 from __future__ import annotations
