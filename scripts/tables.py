@@ -48,7 +48,11 @@ PLANNED = (
     *("training.per_device_train_batch_size=12", "training.gradient_accumulation_steps=4", "reward.scope=global"),
     "training.output_dir=runs/plan",
 )
-WORDS = {"srcc": "SRCC", "plcc": "PLCC", "auc": "AUC", "tpr": "TPR", "std": "SD", "mib": "MiB"}
+WORDS = {
+    **{name: name.upper() for name in ("srcc", "plcc", "auc", "tpr", "psnr", "ssim")},
+    "std": "SD",
+    "mib": "MiB",
+}
 
 
 def pages(root: Path) -> list[Path]:

@@ -52,6 +52,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.exif_run:run",
         summary="the same with eleven tasks whose weights are learned by a bi-level step (arXiv 2507.22824)",
     ),
+    "face_restoration": Method(
+        recipe="thurl.recipe.face_restoration:FaceRestorationRecipe",
+        run="thurl.recipe.face_restoration_run:run",
+        summary="blind restoration of faces or photographs, a compact baseline; not from a paper",
+    ),
 }
 
 

@@ -314,6 +314,8 @@ def _places(data: Any, pattern: Location, done: Location = ()) -> Iterator[tuple
 def _file_keys(source_format: str) -> tuple[str, ...]:
     if source_format == "degraded_photos":
         return ("photos",)
+    if source_format in ("bundled_photos", "folder"):
+        return ("folder",) if source_format == "folder" else ()
     if source_format in QUESTION_FORMATS:
         return ("file",)
     known = LABEL_FORMATS.get(source_format)

@@ -1,0 +1,190 @@
+"""What a restoration run leaves for a person: a results file, a table on the console and a one-page report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from thurl.training.evaluation import EvaluationResults
+from thurl.training.picture_page import PictureRow, write_picture_page
+from thurl.training.results import write_results
+from thurl.training.timing import phase_rows
+
+
+if TYPE_CHECKING:
+    from thurl.recipe.face_restoration_run import Study
+
+__all__ = ["RestorationRun", "run_record", "table", "verdict", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
+
+
+@dataclass(frozen=True)
+class RestorationRun:
+    """What one training run left behind: the trainer's log, and evaluations before and after it."""
+
+    log: list[dict[str, Any]]
+    before: EvaluationResults | None
+    after: EvaluationResults | None
+    seconds: dict[str, float]
+    timing: dict[str, Any] | None = None
+    pictures: Sequence[PictureRow] = ()
+
+
+def write_report(
+    recipe: Any,
+    seed: int,
+    study: Study,
+    main: RestorationRun,
+    control: RestorationRun | None,
+    recipe_path: str,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write what the recipe's `report` section asks for and print the table; only the main process does.
+
+    Returns:
+        the record of this run, see `run_record`.
+    """
+    record = run_record(seed, main, control)
+    if not PartialState().is_main_process:
+        return record
+    section = recipe.report
+    if section.results:
+        write_results(section.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
+    rows = table(record)
+    if main.after is not None:
+        main.after.write_items(Path(recipe.training["output_dir"]) / "test.jsonl")
+    if section.html and main.after is not None:
+        _write_html(recipe, study, main, control, rows, record)
+    if rows:
+        _print_table(rows)
+    for name, path in (("Report", section.html if main.after else None), ("Results", section.results)):
+        if path:
+            logger.info("%s: %s", name, path)
+    logger.info("Model: %s", recipe.training["output_dir"])
+    return record
+
+
+def run_record(seed: int, main: RestorationRun, control: RestorationRun | None) -> dict[str, Any]:
+    """One record of a results file.
+
+    `<metric>`: mean over the test pictures of `degraded`, each clean-up, `untrained`, `model` and `control`, null
+    where not asked for; `verdict` (see there), `pictures`, `strengths`, first and last logged loss, and seconds.
+    """
+    record: dict[str, Any] = {"seed": seed}
+    after = main.after
+    if after is not None:
+        names = [name for name in after.metrics if "_" not in name]
+        for metric in names:
+            others = {
+                name.removeprefix(f"{metric}_"): value
+                for name, value in after.metrics.items()
+                if name.startswith(f"{metric}_")
+            }
+            record[metric] = {
+                **others,
+                "untrained": main.before.metrics[metric] if main.before else None,
+                "model": after.metrics[metric],
+                "control": control.after.metrics[metric] if control and control.after else None,
+            }
+        record["verdict"] = verdict(record, names)
+        record["pictures"] = after.settings["pictures"]
+        record["strengths"] = dict(after.settings["strengths"])
+    losses = [entry["loss"] for entry in main.log if "loss" in entry]
+    record["loss_first"], record["loss_last"] = (losses[0], losses[-1]) if losses else (None, None)
+    record["seconds"] = main.seconds.get("total")
+    record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
+    if main.timing:
+        record["seconds_per_step"] = main.timing["seconds_per_step"]
+    if control:
+        record["seconds_control"] = sum(control.seconds.values())
+    return record
+
+
+def verdict(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, bool]:
+    """Truth values: does the model beat the degraded input and every clean-up in every metric, and fails the control?
+
+    The control fails where it is worse than the degraded input in every metric.
+    """
+    others = [name for name in record[metrics[0]] if name not in ("untrained", "model", "control")]
+    found = {
+        "model_beats_all": all(record[metric]["model"] > record[metric][name] for metric in metrics for name in others)
+    }
+    if record[metrics[0]]["control"] is not None:
+        found["control_fails"] = all(record[metric]["control"] < record[metric]["degraded"] for metric in metrics)
+    return found
+
+
+def table(record: Mapping[str, Any]) -> list[list[str]]:
+    """Headings, and one row for each way to treat the pictures, the model last; nothing without evaluation."""
+    metrics = [name for name in HEADINGS if name in record]
+    if not metrics:
+        return []
+    names = [name for name in record[metrics[0]] if record[metrics[0]][name] is not None]
+    names = [name for name in names if name != "model"] + ["model"]
+    digits = {"psnr": 2, "ssim": 4}
+    rows = [[name, *(f"{record[metric][name]:.{digits[metric]}f}" for metric in metrics)] for name in names]
+    return [["pictures", *(HEADINGS[metric] for metric in metrics)], *rows]
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title="Against the clean pictures", title_justify="left", box=box.SIMPLE_HEAD)
+    for place, heading in enumerate(rows[0]):
+        drawn.add_column(heading, justify="right" if place else "left")
+    for row in rows[1:]:
+        drawn.add_row(*map(Text, row), style="bold" if row is rows[-1] else None)
+    Console(width=None if sys.stdout.isatty() else 110).print(drawn)
+
+
+def _write_html(
+    recipe: Any,
+    study: Study,
+    main: RestorationRun,
+    control: RestorationRun | None,
+    rows: Sequence[Sequence[str]],
+    record: Mapping[str, Any],
+) -> None:
+    pairs = study.test or study.validation
+    curves = {
+        "Loss": {
+            name: _points(run.log, "loss") for name, run in (("run", main), ("unrelated targets", control)) if run
+        },
+        "PSNR on validation pictures": {"run": _points(main.log, "eval_psnr")},
+    }
+    notes = [
+        f"Test: {len(pairs)} squares of {pairs.size} pixels from {len(pairs.names)} pictures that were not trained "
+        "on, degraded once by the rule of training.",
+        "Clean-ups have the strength that is best on the validation pictures; the test pictures had no part in it.",
+        "PSNR and SSIM reward the mean of all pictures that fit the input. They say little about how real it looks.",
+    ]
+    if control:
+        notes.append("Control: the same run with squares of other items as targets; it must not learn to restore.")
+    write_picture_page(
+        Path(recipe.report.html),
+        title="Blind restoration",
+        summary=f"{recipe.method}: {len(study.train.names)} training pictures, squares of {study.train.size} pixels.",
+        facts=[(row[0], f"{row[1]} dB" if len(row) < 3 else f"{row[1]} dB, {row[2]}") for row in rows[1:]],
+        table=rows,
+        curves={name: lines for name, lines in curves.items() if any(steps for steps, _ in lines.values())},
+        pictures=list(main.pictures)[: recipe.report.examples],
+        notes=notes,
+        timing=phase_rows(main.timing["seconds"], main.timing["steps"]) if main.timing else (),
+    )
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
+    return [step for step, _ in pairs], [value for _, value in pairs]
