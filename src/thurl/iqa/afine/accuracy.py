@@ -1,0 +1,77 @@
+"""Agreement of scores with pairwise labels, by the rules of the released evaluation of A-FINE (arXiv 2503.11221).
+
+Every A-FINE score is better when LOWER. An exact tie of the scores is wrong unless people see a tie as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from thurl.metrics import bootstrap_interval
+
+
+__all__ = ["correct_pairs", "pair_accuracy", "pair_accuracy_interval"]
+
+
+def correct_pairs(
+    u1: Sequence[float] | np.ndarray,
+    u2: Sequence[float] | np.ndarray,
+    g: Sequence[float] | np.ndarray,
+    *,
+    delta: float = 0.0,
+) -> np.ndarray:
+    """Which pairs the scores get right.
+
+    Args:
+        u1, u2: (N,) scores, lower is better.
+        g: (N,) 1, 0.5 or 0.
+        delta: scores closer than this, or as close, are a tie; >= 0.
+
+    Returns:
+        (N,) bool. A pair with a NaN score is False.
+
+    Raises:
+        ValueError: shapes that differ, another label, a negative `delta`.
+    """
+    u1, u2, g = (np.asarray(side, dtype=np.float64) for side in (u1, u2, g))
+    if u1.ndim != 1 or not u1.shape == u2.shape == g.shape:
+        raise ValueError(f"shapes {u1.shape}, {u2.shape}, {g.shape}: three lists of one length are needed")
+    if not np.isin(g, (0.0, 0.5, 1.0)).all() or not delta >= 0:
+        raise ValueError(f"labels must be 0, 0.5 or 1 and delta ({delta}) must not be negative")
+    gap = np.abs(u1 - u2)
+    return ((u1 < u2) & (gap > delta) & (g == 1)) | ((u1 > u2) & (gap > delta) & (g == 0)) | ((gap <= delta) & (g == 0.5))
+
+
+def pair_accuracy(
+    u1: Sequence[float] | np.ndarray,
+    u2: Sequence[float] | np.ndarray,
+    g: Sequence[float] | np.ndarray,
+    *,
+    delta: float = 0.0,
+) -> float:
+    """Share of correct pairs among all, in [0, 1]; arguments and errors as `correct_pairs`.
+
+    NaN without pairs, and when a score is not finite: a model that fails on an image has no accuracy there.
+    """
+    right = correct_pairs(u1, u2, g, delta=delta)
+    if not right.size or not np.isfinite([np.asarray(u1, float), np.asarray(u2, float)]).all():
+        return float("nan")
+    return float(right.mean())
+
+
+def pair_accuracy_interval(
+    correct: np.ndarray, scenes: Sequence[Hashable], *, n: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of an accuracy, over whole scenes: pairs of one scene are not independent.
+
+    Args:
+        correct: (N,) of `correct_pairs`.
+        scenes: (N,) of each pair.
+        n, level, seed: as in `thurl.metrics.bootstrap_interval`.
+    """
+    values = np.asarray(correct, dtype=np.float64)
+    return bootstrap_interval(
+        lambda right, _: float(right.mean()), values, values, groups=scenes, n=n, level=level, seed=seed
+    )
