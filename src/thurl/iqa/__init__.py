@@ -1,0 +1,1 @@
+"""Image quality assessment with models of its own: full-reference metrics and evaluation of restored pictures."""
