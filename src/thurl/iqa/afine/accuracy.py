@@ -9,8 +9,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from thurl.metrics import bootstrap_interval
-
 
 __all__ = ["correct_pairs", "pair_accuracy", "pair_accuracy_interval"]
 
@@ -69,9 +67,28 @@ def pair_accuracy_interval(
     Args:
         correct: (N,) of `correct_pairs`.
         scenes: (N,) of each pair.
-        n, level, seed: as in `thurl.metrics.bootstrap_interval`.
+        n: resamples.
+        level: coverage, in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        (low, high); NaN with fewer than two scenes.
+
+    Raises:
+        ValueError: lengths that differ, or values out of range.
     """
-    values = np.asarray(correct, dtype=np.float64)
-    return bootstrap_interval(
-        lambda right, _: float(right.mean()), values, values, groups=scenes, n=n, level=level, seed=seed
-    )
+    right = np.asarray(correct, dtype=np.float64)
+    if len(scenes) != right.size or n < 1 or not 0 < level < 1:
+        raise ValueError(f"{len(scenes)} scenes for {right.size} pairs, n={n}, level={level}: one scene per pair")
+    index = {scene: place for place, scene in enumerate(dict.fromkeys(scenes))}
+    if len(index) < 2:
+        return float("nan"), float("nan")
+    place = np.array([index[scene] for scene in scenes])
+    counts, sums = np.bincount(place).astype(np.float64), np.bincount(place, weights=right)
+    rng = np.random.default_rng(seed)
+    found = np.empty(n)
+    for k in range(n):  # one draw of scenes at a time: thousands of them would not fit at once
+        drawn = rng.integers(0, len(index), size=len(index))
+        found[k] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
