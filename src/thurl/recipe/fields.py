@@ -15,7 +15,16 @@ from thurl.messages import closest, nearest, shown
 from thurl.recipe.schemas import load_schema
 
 
-__all__ = ["Problem", "check_fields", "field_value", "grpo_problems", "process_count", "sft_problems", "usable_fields"]
+__all__ = [
+    "Problem",
+    "check_fields",
+    "field_value",
+    "grpo_problems",
+    "method_problems",
+    "process_count",
+    "sft_problems",
+    "usable_fields",
+]
 
 # (path inside the section, message)
 Problem = tuple[tuple[str | int, ...], str]
@@ -239,6 +248,16 @@ def sft_problems(values: Mapping[str, Any]) -> list[Problem]:
     if str(get("eval_strategy")) != "no":
         report("eval_strategy", "must stay no: answers are evaluated by the section `evaluation` (`every_steps`)")
     return problems
+
+
+def method_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Combinations of `transformers.TrainingArguments` fields that cannot run.
+
+    Args:
+        values: the `training` section; fields it does not name have the installed default.
+    """
+    given = usable_fields(values, "training_arguments")
+    return _trainer_problems(lambda name: field_value(given, name, "training_arguments"))
 
 
 def _trainer_problems(get: Callable[[str], Any]) -> list[Problem]:

@@ -42,6 +42,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.coto_grpo_run:run",
         summary="GRPO on checkable answers with CoTo or a plain adapter; not in the paper",
     ),
+    "afine": Method(
+        recipe="thurl.recipe.afine:AFineRecipe",
+        run="thurl.recipe.afine_run:run",
+        summary="full-reference image quality with imperfect references, three stages (arXiv 2503.11221)",
+    ),
 }
 
 

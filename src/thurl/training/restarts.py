@@ -16,9 +16,10 @@ __all__ = ["cosine_with_restarts", "restart_multiplier"]
 def cosine_with_restarts(
     step: int, base_lr: float, periods: Sequence[int], restart_weights: Sequence[float], eta_min: float = 0.0
 ) -> float:
-    """Learning rate after `step` completed steps: `eta_min + w (base - eta_min) (1 + cos(pi (step - start) / period)) / 2`.
+    """Learning rate after `step` completed steps.
 
-    A step at a boundary belongs to the earlier period, so the rate is `eta_min` there; after the last period it stays.
+    `eta_min + w (base - eta_min) (1 + cos(pi (step - start) / period)) / 2` inside a period of weight `w`. A step at a
+    boundary belongs to the earlier period, so the rate is `eta_min` there; after the last period it stays.
 
     Args:
         step: >= 0.

@@ -60,7 +60,13 @@ def read_by_reference(
                 std = None if variance is None else math.sqrt(variance)
             mos = cells[1] if len(cells) == 2 else cells[2]
             rows.add(
-                row, cells[0], mos, std, dataset=dataset or path.name, reference=reference, extra=distortion_of(cells[0])
+                row,
+                cells[0],
+                mos,
+                std,
+                dataset=dataset or path.name,
+                reference=reference,
+                extra=distortion_of(cells[0]),
             )
     problems.file = ""
     return rows.records

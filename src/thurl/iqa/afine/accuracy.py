@@ -39,7 +39,9 @@ def correct_pairs(
     if not np.isin(g, (0.0, 0.5, 1.0)).all() or not delta >= 0:
         raise ValueError(f"labels must be 0, 0.5 or 1 and delta ({delta}) must not be negative")
     gap = np.abs(u1 - u2)
-    return ((u1 < u2) & (gap > delta) & (g == 1)) | ((u1 > u2) & (gap > delta) & (g == 0)) | ((gap <= delta) & (g == 0.5))
+    return (
+        ((u1 < u2) & (gap > delta) & (g == 1)) | ((u1 > u2) & (gap > delta) & (g == 0)) | ((gap <= delta) & (g == 0.5))
+    )
 
 
 def pair_accuracy(

@@ -1,8 +1,8 @@
 """How well scores agree with people: pairwise accuracy by type, and correlations within scenes.
 
-Paper: arXiv 2503.11221; the rules of the released evaluation (`thurl.iqa.afine.accuracy`). Correlations are not part of
-it; here they are means over scenes, since opinions of SRIQA-Bench compare within a scene only. Each image is scored
-once against its reference, however many pairs it is in.
+Paper: arXiv 2503.11221; the rules of the released evaluation (`thurl.iqa.afine.accuracy`). Correlations are not part
+of it; here they are means over scenes, since opinions of SRIQA-Bench compare within a scene only. Each image is
+scored once against its reference, however many pairs it is in.
 """
 
 from __future__ import annotations
@@ -112,9 +112,10 @@ def evaluate_tests(
         seed: of the resampling.
 
     Returns:
-        by set: `pairs`, `scenes`, `accuracy` (quantity to `all`, `correct`, per type, `ref_below` and `ref_above` where
-        there are such types, `interval`), and where there are opinions `correlation` (quantity to means over scenes of
-        SRCC, PLCC and PLCC after a four-parameter logistic, each with the sign turned so that more is better).
+        by set: `pairs`, `scenes`, `accuracy` (quantity to `all`, `correct`, per type, `ref_below` and `ref_above`
+        where there are such types, `interval`), and where there are opinions `correlation` (quantity to means over
+        scenes of SRCC, PLCC and PLCC after a four-parameter logistic, of the scores with their sign turned, so that
+        more is better).
     """
     found: dict[str, Any] = {}
     for test in tests:
@@ -153,9 +154,7 @@ def predictor(
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate_pictures)
         with torch.no_grad():
             for batch in loader:
-                groups = [
-                    {name: value.to(model.device) for name, value in group.items()} for group in batch["groups"]
-                ]
+                groups = [{name: value.to(model.device) for name, value in group.items()} for group in batch["groups"]]
                 outputs = model(groups=groups)
                 for name, value in outputs.items():
                     parts.setdefault(name, []).append(value.cpu())

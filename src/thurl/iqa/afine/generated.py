@@ -1,8 +1,8 @@
 """Triplets with a known order, without a download: procedural textures or photographs, spoilt in steps.
 
-Each content has six levels of each kind of distortion; a lower level is better. A *perfect* triplet compares two levels
-against the clean content, an *imperfect* one against a reference that is itself distorted (level 0 to 4), so that a
-test image may beat its reference, which is what A-FINE is about (arXiv 2503.11221).
+Each content has six levels of each kind of distortion; a lower level is better. A *perfect* triplet compares two
+levels against the clean content, an *imperfect* one against a reference that is itself distorted (level 0 to 4), so
+that a test image may beat its reference, which is what A-FINE is about (arXiv 2503.11221).
 
 The pictures are PNG files and the triplets files of the released format, so a generated set goes through the same
 readers as a real one. Strengths are for pictures of about 64 pixels and are ours.
@@ -41,9 +41,9 @@ LEVELS = 6
 """Levels 0 (clean) to 5."""
 
 STRENGTH: Mapping[str, tuple[float, ...]] = {
-    "blur": (0.0, 0.5, 0.8, 1.2, 1.8, 2.6),  # standard deviation in pixels
-    "noise": (0.0, 6.0, 12.0, 20.0, 32.0, 48.0),  # standard deviation in grey values
-    "jpeg": (100.0, 50.0, 30.0, 18.0, 10.0, 5.0),  # quality; level 0 is not compressed at all
+    "blur": (0.0, 0.7, 1.2, 1.8, 2.6, 3.6),  # standard deviation in pixels
+    "noise": (0.0, 8.0, 16.0, 26.0, 38.0, 54.0),  # standard deviation in grey values
+    "jpeg": (100.0, 40.0, 22.0, 13.0, 8.0, 4.0),  # quality; level 0 is not compressed at all
 }
 
 REFERENCES = ("perfect", "imperfect")

@@ -62,7 +62,8 @@ def find_triplet_pictures(
         ]
         if wrong:
             raise DataError(
-                f"{len(wrong)} of {len(found)} triplets have pictures of different sizes; they must agree:\n{_listed(wrong)}"
+                f"{len(wrong)} of {len(found)} triplets have pictures of different sizes, but they must agree:\n"
+                f"{_listed(wrong)}"
             )
     return found
 
@@ -88,7 +89,9 @@ def picture_sizes(paths: Iterable[str], *, workers: int | None = None) -> dict[s
         sizes = dict(zip(names, pool.map(size, names), strict=True))
     bad = [value for value in sizes.values() if isinstance(value, str)]
     if bad:
-        raise DataError(f"{len(bad)} of {len(names)} pictures cannot be used:\n{_listed(bad)}\nReplace or remove them.")
+        raise DataError(
+            f"{len(bad)} of {len(names)} pictures cannot be used:\n{_listed(bad)}\nReplace or remove them."
+        )
     return {name: value for name, value in sizes.items() if not isinstance(value, str)}
 
 
@@ -177,8 +180,8 @@ class ComparisonPictures(Dataset):
 def collate_pictures(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of B items: `g12`, `g1r`, `g2r`, (B,) float32 and NaN where unknown (triplets only), and `groups`.
 
-    Each group holds the pictures of one size: `pixels` (n, 3, H, W) uint8 with no picture twice, `rows` (b,) the items,
-    and `first`, `second`, `reference` (b,) the places of their pictures in `pixels`, all int64.
+    Each group holds the pictures of one size: `pixels` (n, 3, H, W) uint8 with no picture twice, `rows` (b,) the
+    items, and `first`, `second`, `reference` (b,) the places of their pictures in `pixels`, all int64.
     """
     groups: dict[tuple[int, int], dict[str, Any]] = {}
     for row, item in enumerate(items):

@@ -68,7 +68,11 @@ class AFineTrainer(MethodTrainer):
             self.train_dataset.set_epoch(epoch)
 
     def resume_settings(self) -> dict[str, Any]:
-        schedule = None if self.schedule is None else {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.schedule).items()}
+        schedule = (
+            None
+            if self.schedule is None
+            else {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.schedule).items()}
+        )
         return {
             **super().resume_settings(),
             "stage": self.model.stage,

@@ -1,7 +1,7 @@
 """Triplets of A-FINE: two images, their reference, and who is better; the released CSV files and their types.
 
-Paper: arXiv 2503.11221. A row of a training file is `x1,x2,ref,g12,g1r,g2r` without a header, one of an evaluation file
-`x1,x2,ref,g12`; `g` is 1 where the first is better, 0.5 where both are equal, 0 where it is worse.
+Paper: arXiv 2503.11221. A row of a training file is `x1,x2,ref,g12,g1r,g2r` without a header, one of an evaluation
+file `x1,x2,ref,g12`; `g` is 1 where the first is better, 0.5 where both are equal, 0 where it is worse.
 Imports no torch and opens no picture.
 """
 
@@ -156,7 +156,8 @@ def read_triplets(
                 paths.append(image_path(root, inside if name else "", allow_outside=allow_outside))
             except DataError as error:
                 problems.add(row, str(error))
-        labels = [_label(row, name, cell, problems) for name, cell in zip(("g12", "g1r", "g2r"), cells[3:])]
+        names = ("g12", "g1r", "g2r")[: len(cells) - 3]
+        labels = [_label(row, name, cell, problems) for name, cell in zip(names, cells[3:], strict=True)]
         if len(problems.problems) == before:
             found.append(Triplet(*paths, *labels, type=type, dataset=dataset or path.stem))
     problems.raise_if_any()
