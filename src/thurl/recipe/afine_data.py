@@ -26,6 +26,7 @@ __all__ = ["AFineStudy", "load_study"]
 logger = logging.getLogger(__name__)
 
 # Textures of different parts share no content.
+_PART = ("train", "train", "train", "validation", "held_out")
 _DRAW = {"train": 0, "validation": 1, "held_out": 2}
 
 
@@ -123,7 +124,11 @@ def _contents(source: GeneratedSource):  # noqa: ANN202 - pictures by name
         return texture_contents(source.contents, size=source.size, seed=_seed(source))
     from thurl.data.photos import bundled_photos, folder_photos
 
-    photos = folder_photos(source.photos) if source.photos else bundled_photos(source.split)
+    if source.photos:
+        every = folder_photos(source.photos)
+        photos = {name: photo for place, (name, photo) in enumerate(every.items()) if _PART[place % 5] == source.split}
+    else:
+        photos = bundled_photos(source.split)
     return photo_contents(photos, source.contents, size=source.size, seed=_seed(source), scale=source.scale)
 
 

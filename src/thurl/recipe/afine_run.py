@@ -178,7 +178,9 @@ def _trainer(
         model,
         args,
         schedule=None if schedule is None else RestartSchedule(**schedule.model_dump()),
-        train_dataset=TripletPictures(study.triplets(stage), augment=recipe.data.augment, seed=args.seed),
+        train_dataset=TripletPictures(
+            study.triplets(stage), augment=recipe.data.augment, seed=args.seed, keep_mib=recipe.data.keep_mib
+        ),
         eval_dataset=evaluator.dataset if evaluator else None,
         evaluator=evaluator,
         card=_card(recipe, stage),

@@ -170,7 +170,7 @@ class GeneratedSource(Section):
     size: int = Field(64, ge=16, le=512)
     kinds: Annotated[tuple[Literal["blur", "noise", "jpeg"], ...], Field(strict=False)] = ("blur", "noise")
     split: Literal["train", "validation", "held_out"] = "train"
-    """Of the photographs; of textures it only names the draw."""
+    """No content is in two of them. A folder of photographs is split 3:1:1, by place in the sorted names."""
     photos: str | None = None
     """Folder of photographs instead of those that come inside installed packages."""
     scale: float = Field(2.0, ge=1)
@@ -208,6 +208,8 @@ class AFineDataSection(Section):
     validation: Annotated[tuple[AFineSource, ...], Field(strict=False)] = ()
     """The checkpoint of a stage is chosen by its mean accuracy on these (`training.metric_for_best_model`)."""
     augment: bool = True
+    keep_mib: int = Field(0, ge=0)
+    """Decoded training pictures to keep in the memory of each process, in MiB; for small sets."""
 
     def problems(self) -> list[Problem]:
         return [] if self.train else [(("train",), "is empty: name at least one data set")]

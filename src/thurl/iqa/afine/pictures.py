@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -105,16 +105,19 @@ class TripletPictures(Dataset):
         triplets: with the paths of pictures that exist.
         augment: draw turns; False: pictures as they are.
         seed: of the turns.
+        keep_mib: decoded pictures to keep in the memory of each process, for small sets that are read many times.
 
     Raises:
         UsageError: no triplet.
     """
 
-    def __init__(self, triplets: Sequence[Triplet], *, augment: bool = True, seed: int = 0):
+    def __init__(self, triplets: Sequence[Triplet], *, augment: bool = True, seed: int = 0, keep_mib: int = 0):
         self.triplets = list(triplets)
         if not self.triplets:
             raise UsageError("the data set is empty; it must hold at least one triplet")
         self.augment, self.seed = augment, seed
+        self._kept: dict[str, np.ndarray] = {}
+        self._room = keep_mib << 20
         # In shared memory: workers that outlive an epoch must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -141,7 +144,16 @@ class TripletPictures(Dataset):
         """Raises `DataError` for pictures that cannot be read or differ in size."""
         index = range(len(self))[index]
         triplet, turn = self.triplets[index], self.turn(index)
-        return {"labels": (triplet.g12, triplet.g1r, triplet.g2r), **_pictures(triplet.images, turn)}
+        return {"labels": (triplet.g12, triplet.g1r, triplet.g2r), **_pictures(triplet.images, turn, self._decoded)}
+
+    def _decoded(self, path: str) -> np.ndarray:
+        kept = self._kept.get(path)
+        if kept is None:
+            kept = _decode(path)
+            if kept.nbytes <= self._room:
+                self._room -= kept.nbytes
+                self._kept[path] = kept
+        return kept
 
 
 class ComparisonPictures(Dataset):
@@ -174,7 +186,7 @@ class ComparisonPictures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         reference, image = self.pairs[index]
-        return _pictures((image, image, reference), _AS_IT_IS)
+        return _pictures((image, image, reference), _AS_IT_IS, _decode)
 
 
 def collate_pictures(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -209,9 +221,9 @@ def collate_pictures(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _pictures(paths: tuple[str, str, str], turn: Turn) -> dict[str, Any]:
+def _pictures(paths: tuple[str, str, str], turn: Turn, decode: Callable[[str], np.ndarray]) -> dict[str, Any]:
     keys: list[Hashable] = [(path, turn) for path in paths]
-    pixels = {key: _read(path, turn) for key, path in dict(zip(keys, paths, strict=True)).items()}
+    pixels = {key: _turned(decode(path), turn) for key, path in dict(zip(keys, paths, strict=True)).items()}
     sizes = {tuple(picture.shape[-2:]) for picture in pixels.values()}
     if len(sizes) > 1:
         found = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
@@ -219,16 +231,20 @@ def _pictures(paths: tuple[str, str, str], turn: Turn) -> dict[str, Any]:
     return {"pixels": pixels, **dict(zip(("first", "second", "reference"), keys, strict=True))}
 
 
-def _read(path: str, turn: Turn) -> torch.Tensor:
-    """(3, H, W) uint8."""
-    pixels = np.asarray(open_image(path))
+def _decode(path: str) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    return np.asarray(open_image(path))
+
+
+def _turned(pixels: np.ndarray, turn: Turn) -> torch.Tensor:
+    """(3, H, W) uint8, a copy."""
     mirrored, upside_down, transposed = turn
     if mirrored:
         pixels = pixels[:, ::-1]
     if upside_down:
         pixels = pixels[::-1]
     axes = (2, 1, 0) if transposed else (2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(axes)))
+    return torch.from_numpy(np.array(pixels.transpose(axes), order="C"))
 
 
 def _listed(lines: Sequence[str]) -> str:

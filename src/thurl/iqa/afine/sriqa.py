@@ -88,7 +88,7 @@ def mos_from_counts(counts: np.ndarray | Sequence[Sequence[float]]) -> np.ndarra
     low, high = found.x.min(), found.x.max()
     if high - low < 1e-9:
         return np.full(n, np.nan)
-    return 100 * (found.x - low) / (high - low)
+    return (found.x - low) / (high - low) * 100
 
 
 def read_sriqa_counts(folder: str | os.PathLike[str]) -> list[PairCounts]:
