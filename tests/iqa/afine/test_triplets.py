@@ -259,7 +259,7 @@ def test_rated_images_become_a_test_set(tmp_path):
     with pytest.raises(DataError, match="pictures of different sizes"):
         load_pairs("by_reference", tmp_path / "mos", **arguments)
     (tmp_path / "images" / "r2_1.PNG").unlink()
-    with pytest.raises(MissingRequirementError, match="1 of 24 pictures are missing"):
+    with pytest.raises(MissingRequirementError, match="1 of 21 pictures are missing"):
         load_pairs("by_reference", tmp_path / "mos", **arguments)
     with pytest.raises(UsageError, match="did you mean `triplets`"):
         load_pairs("triplet", tmp_path)
