@@ -58,7 +58,7 @@ def evaluate(
     import torch
 
     from thurl.iqa.afine.evaluation import evaluate_tests, predictor
-    from thurl.iqa.afine.pictures import ComparisonPictures
+    from thurl.iqa.afine.triplet_pictures import ComparisonPictures
     from thurl.iqa.afine.sources import load_pairs
     from thurl.iqa.afine.stages import AFineStageModel
 

@@ -18,7 +18,7 @@ from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.calibration import BoundedFit, fit_naturalness, moments
 from thurl.iqa.afine.config import AFineConfig
 from thurl.iqa.afine.evaluation import SCORES, AFineEvaluator, TestSet, evaluate_tests
-from thurl.iqa.afine.pictures import ComparisonPictures, TripletPictures
+from thurl.iqa.afine.triplet_pictures import ComparisonPictures, TripletPictures
 from thurl.iqa.afine.stages import AFineStageModel
 from thurl.iqa.afine.trainer import AFineTrainer, RestartSchedule
 from thurl.recipe.afine import AFineRecipe, rated, source_name

@@ -14,11 +14,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thurl.data.image_files import find_images
 from thurl.errors import DataError, UsageError
 from thurl.rl.decoding import Decoding, QualityScore, make_decoding
 from thurl.rl.evaluation import jsonable
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["CSV_COLUMNS", "ScoredFile", "find_images", "read_scores", "score_files", "settings_path"]
 
 CSV_COLUMNS = ("image", "score", "std", "ok", "n_ok", "n_samples", "text", "error")
-IMAGE_ENDINGS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -58,40 +58,6 @@ class ScoredFile:
     def row(self) -> dict[str, Any]:
         """The line as a JSON object; undefined numbers are null."""
         return {name: jsonable(getattr(self, name)) for name in CSV_COLUMNS}
-
-
-def find_images(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = False) -> list[Path]:
-    """Picture files named directly or lying in folders, each once, folders in alphabetical order.
-
-    A file that is named directly is taken whatever its ending; in folders the ending decides, and hidden files are
-    left out.
-
-    Raises:
-        DataError: paths that do not exist (all of them listed), or no picture at all.
-    """
-    inputs = [Path(item).expanduser() for item in inputs]
-    if missing := [str(path) for path in inputs if not path.exists()]:
-        shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-        raise DataError(f"no such file or folder: {shown}")
-    found: dict[Path, Path] = {}
-    for path in inputs:
-        files: Iterable[Path] = [path]
-        if path.is_dir():
-            entries = path.rglob("*") if recursive else path.glob("*")
-            files = sorted(
-                entry
-                for entry in entries
-                if entry.suffix.lower() in IMAGE_ENDINGS
-                and entry.is_file()
-                and not any(part.startswith(".") for part in entry.relative_to(path).parts)
-            )
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        names = ", ".join(str(path) for path in inputs) or "nothing given"
-        hint = "" if recursive else "; pictures in subfolders are found with --recursive"
-        raise DataError(f"no pictures in {names}: files ending in {' '.join(IMAGE_ENDINGS)} are taken{hint}")
-    return list(found.values())
 
 
 def settings_path(csv_path: str | os.PathLike[str]) -> Path:

@@ -1,26 +1,53 @@
-"""A small generated set of triplets, once per session."""
+"""Small models from a seed, the golden checkpoint and its pictures."""
 
-from __future__ import annotations
+import json
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from thurl.iqa.afine.generated import texture_contents, write_generated
-from thurl.iqa.afine.triplets import read_triplets
+from thurl.iqa.afine.checkpoint_files import read_official
+from thurl.iqa.afine.config import AFineConfig
+from thurl.iqa.afine.model import AFineModel
+from thurl.iqa.afine.official import from_official
+
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+CASES = sorted(json.loads((GOLDEN / "afine_tiny_summary.json").read_text())["cases"])
 
 
 @pytest.fixture(scope="session")
-def textures(tmp_path_factory):
-    """Folder with pictures, opinions and `perfect` and `imperfect` triplets of six textures of 32 pixels."""
-    folder = tmp_path_factory.mktemp("textures")
-    write_generated(folder, texture_contents(6, size=32, seed=5), triplets=40, seed=5)
-    return folder
+def golden_weights():
+    return GOLDEN / "afine_tiny_weights.safetensors"
 
 
 @pytest.fixture(scope="session")
-def triplets(textures):
-    """Imperfect ones first."""
-    return [
-        triplet
-        for name in ("imperfect", "perfect")
-        for triplet in read_triplets(textures / f"{name}.csv", images=textures / "images")
-    ]
+def golden_io():
+    return load_file(GOLDEN / "afine_tiny_io.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_weights):
+    """The official tiny weights in our model; do not train it."""
+    return from_official(read_official(golden_weights)).model
+
+
+@pytest.fixture(scope="session")
+def golden_pictures(golden_io):
+    """Case to reference and picture, (1, 3, H, W) in [0, 1]."""
+    return {
+        case: tuple(
+            golden_io[f"{case}.{side}_u8"].permute(2, 0, 1)[None].to(torch.float32) / 255 for side in ("ref", "dis")
+        )
+        for case in CASES
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_afine():
+    def build(seed=0, dtype=torch.float32, **changes):
+        torch.manual_seed(seed)
+        return AFineModel(AFineConfig.tiny(**changes)).to(dtype).eval()
+
+    return build

@@ -14,7 +14,7 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 __all__ = ["ADAPTERS", "PARTS", "AFineConfig"]
 
 ADAPTERS = ("official", "monotone")
-"""`official`: `lambda N(dis) + F`. `monotone`: `lambda (N(dis) - 2) + F`, an experiment of ours; see `docs/afine.md`."""
+"""`official`: `lambda N(dis) + F`. `monotone`: `lambda (N(dis) - 2) + F`, an experiment of ours (docs/afine.md)."""
 
 PARTS = ("vision", "naturalness_head", "fidelity_head", "naturalness_map", "fidelity_map", "adapter")
 """The parts of the model, which are also the parts of the released checkpoint."""

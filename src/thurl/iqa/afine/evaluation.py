@@ -19,8 +19,9 @@ from thurl.data.records import RatedImage
 from thurl.errors import UsageError
 from thurl.iqa.afine.accuracy import correct_pairs, pair_accuracy, pair_accuracy_interval
 from thurl.iqa.afine.calibration import plcc_four_parameters
-from thurl.iqa.afine.pictures import ComparisonPictures, collate_pictures
-from thurl.iqa.afine.stages import AFineStageModel
+from thurl.iqa.afine.model import AFineModel
+from thurl.iqa.afine.stages import score_groups
+from thurl.iqa.afine.triplet_pictures import ComparisonPictures, collate_pictures
 from thurl.iqa.afine.triplets import REFERENCE_ABOVE, REFERENCE_BELOW, Triplet
 from thurl.metrics import per_group, plcc, srcc
 from thurl.training.evaluation import EvaluationResults, Predict
@@ -133,7 +134,7 @@ def evaluate_tests(
 
 
 def predictor(
-    model: AFineStageModel,
+    model: AFineModel,
     *,
     batch_size: int = 16,
     workers: int = 0,
@@ -155,7 +156,7 @@ def predictor(
         with torch.no_grad():
             for batch in loader:
                 groups = [{name: value.to(model.device) for name, value in group.items()} for group in batch["groups"]]
-                outputs = model(groups=groups)
+                outputs = score_groups(model, groups)
                 for name, value in outputs.items():
                     parts.setdefault(name, []).append(value.cpu())
                 if progress is not None:

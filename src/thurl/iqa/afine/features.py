@@ -37,6 +37,10 @@ class AFineFeatures:
             raise TypeError("one index would drop the batch dimension; take features[i : i + 1]")
         return self._each(lambda tensor: tensor[index])
 
+    def clone(self) -> AFineFeatures:
+        """A copy, which no longer keeps the batch it was cut from in memory."""
+        return self._each(torch.Tensor.clone)
+
     def detach(self) -> AFineFeatures:
         """The same numbers without a graph."""
         return self._each(torch.Tensor.detach)

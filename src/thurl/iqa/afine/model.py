@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
+from thurl.errors import DataError
 from thurl.iqa.afine.config import AFineConfig
 from thurl.iqa.afine.features import AFineFeatures, by_size
 from thurl.iqa.afine.heads import Adapter, BoundedMap, FidelityHead, NaturalnessHead, initialise
@@ -171,11 +172,22 @@ class AFineModel(PreTrainedModel):
         return AFineFeatures(tuple(levels) if keep_levels else None, mean, variance, tuple(pictures.shape[-2:]))
 
     @classmethod
-    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """As for every model of transformers."""
-        loaded = super().from_pretrained(*arguments, **options)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
-        return loaded
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+        """As every model of transformers, but weights that are not there are an error, never random numbers.
+
+        Raises:
+            DataError: the folder lacks weights of the model.
+        """
+        with_info = options.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name_or_path, *arguments, output_loading_info=True, **options)
+        if lacking := sorted(info["missing_keys"]):
+            shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            raise DataError(
+                f"{name_or_path}: weights are missing: {shown}; save the model again, or `AFineModel.from_clip` for "
+                "the start of training"
+            )
+        model._freeze_unused()
+        return (model, info) if with_info else model
 
     @classmethod
     def from_clip(cls, name_or_path: str | os.PathLike[str], **changes: Any) -> AFineModel:
@@ -280,7 +292,7 @@ class AFineModel(PreTrainedModel):
         return torch.promote_types(self.vision.embeddings.patch_embedding.weight.dtype, torch.float32)
 
     def _levels(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The levels of resized pixels, (B, n_l, C_l) each: the pixels themselves, then ReLU of each block's tokens."""
+        """The levels of resized pixels, (B, n_l, C_l) each: the pixels, then ReLU of each block's patch tokens."""
         yield pixels.flatten(2).transpose(1, 2)
         for hidden in self._hidden_states(pixels):
             yield functional.relu(hidden[:, 1:].to(pixels.dtype))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from thurl.errors import UsageError
-from thurl.iqa.afine.features import AFineFeatures
 from thurl.iqa.afine.losses import stage_terms
 from thurl.iqa.afine.model import AFineModel
 from thurl.iqa.afine.outputs import AFineOutput
@@ -21,7 +20,7 @@ from thurl.training.gather import gather_with_gradient
 from thurl.training.method_output import MethodOutput
 
 
-__all__ = ["STAGES", "TRAINED", "AFineStageModel"]
+__all__ = ["STAGES", "TRAINED", "AFineStageModel", "score_groups"]
 
 STAGES = ("naturalness", "fidelity", "adapter")
 
@@ -81,7 +80,7 @@ class AFineStageModel(AFineModel):
 
         Args:
             ref, dis: as in `AFineModel`, instead of `groups`.
-            groups, g12, g1r, g2r: of `thurl.iqa.afine.pictures.collate_pictures`.
+            groups, g12, g1r, g2r: of `thurl.iqa.afine.triplet_pictures.collate_pictures`.
 
         Raises:
             UsageError: labels, but no stage has begun.
@@ -89,7 +88,7 @@ class AFineStageModel(AFineModel):
         if groups is None:
             return super().forward(ref, dis, **more)
         if g12 is None:
-            return self._scored(groups)
+            return score_groups(self, groups)
         if self.stage is None:
             raise UsageError("no training stage has begun; call `begin_stage` first")
         rows = torch.cat([group["rows"] for group in groups])
@@ -128,22 +127,29 @@ class AFineStageModel(AFineModel):
         )
         return _Scores(one, two, None)
 
-    def _scored(self, groups: list[dict[str, torch.Tensor]]) -> AFineOutput:
-        outputs = []
-        for group in groups:
-            found = self.features(group["pixels"])
-            outputs.append(self._pairs(found, group["reference"], group["first"]))
-        order = torch.cat([group["rows"] for group in groups]).argsort()
-        return AFineOutput(**{name: torch.cat([out[name] for out in outputs])[order] for name in outputs[0]})
-
-    def _pairs(self, found: AFineFeatures, reference: torch.Tensor, image: torch.Tensor) -> AFineOutput:
-        raw = self.naturalness_raw(found)
-        fidelity = self.fidelity_raw(found[reference], found[image])
-        return self.combine(raw[reference], raw[image], fidelity)
-
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers; the configuration names `AFineModel`, which is what the folder holds."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         self.config.architectures = [AFineModel.__name__]
         if is_main_process:
             self.config.save_pretrained(save_directory)
+
+
+def score_groups(model: AFineModel, groups: list[dict[str, torch.Tensor]]) -> AFineOutput:
+    """Scores of the images of `thurl.iqa.afine.triplet_pictures.collate_pictures`, (B,) in the order of its items.
+
+    A reference goes through the tower once for all its images of the batch.
+
+    Args:
+        model: any A-FINE model.
+        groups: on its device.
+    """
+    outputs = []
+    for group in groups:
+        found = model.features(group["pixels"])
+        raw = model.naturalness_raw(found)
+        reference, image = group["reference"], group["first"]
+        fidelity = model.fidelity_raw(found[reference], found[image])
+        outputs.append(model.combine(raw[reference], raw[image], fidelity))
+    order = torch.cat([group["rows"] for group in groups]).argsort()
+    return AFineOutput(**{name: torch.cat([out[name] for out in outputs])[order] for name in outputs[0]})

@@ -30,7 +30,7 @@ from thurl.iqa.afine.sriqa import mos_from_counts
 from thurl.training.restarts import cosine_with_restarts, restart_multiplier
 
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "afine_protocol.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "afine_protocol.json").read_text())
 
 
 def double(values):
