@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from thurl.recipe.afine_sections import (
+    AdapterStageSection,
     AFineCalibrationSection,
     AFineControlSection,
     AFineDataSection,
@@ -43,7 +44,7 @@ class AFineRecipe(Section):
     training: TrainingFields
     naturalness: StageSection = StageSection()
     fidelity: StageSection = StageSection()
-    adapter: StageSection = StageSection()
+    adapter: AdapterStageSection = AdapterStageSection()
     schedule: RestartSection | None = None
     """`null`: that of `training.lr_scheduler_type`."""
     calibration: AFineCalibrationSection = AFineCalibrationSection()

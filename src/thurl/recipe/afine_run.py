@@ -18,9 +18,9 @@ from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.calibration import BoundedFit, fit_naturalness, moments
 from thurl.iqa.afine.config import AFineConfig
 from thurl.iqa.afine.evaluation import SCORES, AFineEvaluator, TestSet, evaluate_tests
-from thurl.iqa.afine.triplet_pictures import ComparisonPictures, TripletPictures
 from thurl.iqa.afine.stages import AFineStageModel
 from thurl.iqa.afine.trainer import AFineTrainer, RestartSchedule
+from thurl.iqa.afine.triplet_pictures import ComparisonPictures, ScoredTriplets, TripletPictures
 from thurl.recipe.afine import AFineRecipe, rated, source_name
 from thurl.recipe.afine_data import AFineStudy, load_study
 from thurl.recipe.afine_report import write_report
@@ -149,6 +149,10 @@ def _train(recipe: AFineRecipe, study: AFineStudy, stage: str, trainer: AFineTra
     """Training, calibration and evaluation of one stage."""
     began = time.perf_counter()
     logger.info("Stage %s: %d triplets", stage, len(trainer.train_dataset))
+    if stage == "adapter" and recipe.adapter.cached:
+        triplets = study.triplets(stage)
+        dataset = ComparisonPictures((t.reference, image) for t in triplets for image in (t.first, t.second))
+        trainer.train_dataset = ScoredTriplets(triplets, dataset.rows, trainer.predict_rows(dataset))
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     entry: dict[str, Any] = {"steps": trainer.state.global_step, "seconds": time.perf_counter() - began}
     log = trainer.state.log_history
@@ -259,6 +263,7 @@ def _stage_key(recipe: AFineRecipe, study: AFineStudy, stage: str, previous: Pat
         "calibration": recipe.calibration.model_dump() if stage == "naturalness" else None,
         "triplets": [[*t.images, t.g12, t.g1r, t.g2r] for t in study.triplets(stage)],
         "augment": recipe.data.augment,
+        "cached": stage == "adapter" and recipe.adapter.cached,
     }
     return fingerprint(settings)
 

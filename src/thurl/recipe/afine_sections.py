@@ -20,6 +20,7 @@ __all__ = [
     "AFineModelSection",
     "AFineReportSection",
     "AFineSource",
+    "AdapterStageSection",
     "GeneratedSource",
     "PairSource",
     "RestartSection",
@@ -219,6 +220,13 @@ class StageSection(Section):
     """`transformers.TrainingArguments` of one stage, laid over those of `training`."""
 
     training: TrainingFields = Field(default_factory=dict)
+
+
+class AdapterStageSection(StageSection):
+    """The same for stage `adapter`."""
+
+    cached: bool = False
+    """Score each training image once, as it is, instead of in every step and turned: the tower is frozen."""
 
 
 class RestartSection(Section):

@@ -74,6 +74,7 @@ class AFineStageModel(AFineModel):
         g12: torch.Tensor | None = None,
         g1r: torch.Tensor | None = None,
         g2r: torch.Tensor | None = None,
+        scores: torch.Tensor | None = None,
         **more: Any,
     ) -> MethodOutput:
         """Loss terms of a batch of triplets, or with `groups` alone the scores of its images, (B,) in their order.
@@ -81,10 +82,14 @@ class AFineStageModel(AFineModel):
         Args:
             ref, dis: as in `AFineModel`, instead of `groups`.
             groups, g12, g1r, g2r: of `thurl.iqa.afine.triplet_pictures.collate_pictures`.
+            scores: (B, 5) raw naturalness of reference, first and second image, raw fidelity of first and second;
+                stage `adapter` then needs no `groups`.
 
         Raises:
             UsageError: labels, but no stage has begun.
         """
+        if scores is not None:
+            return self._adapted(scores, g12)
         if groups is None:
             return super().forward(ref, dis, **more)
         if g12 is None:
@@ -106,6 +111,14 @@ class AFineStageModel(AFineModel):
             terms, present = stage_terms(u1, u2, *rest)
         else:
             terms, present = stage_terms(u1, u2, None, *rest)
+        return MethodOutput(terms=terms, present=present)
+
+    def _adapted(self, scores: torch.Tensor, g12: torch.Tensor | None) -> MethodOutput:
+        if self.stage != "adapter" or g12 is None:
+            raise UsageError(f"scores and labels are for stage adapter; the stage is {self.stage}")
+        reference, *columns = scores.unbind(1)
+        one, two = (self.combine(reference, columns[i], columns[i + 2]).afine for i in (0, 1))
+        terms, present = stage_terms(*gather_with_gradient(one, two), None, gather_with_gradient(g12))
         return MethodOutput(terms=terms, present=present)
 
     def _compared(self, group: dict[str, torch.Tensor]) -> _Scores:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +24,14 @@ from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.triplets import Triplet
 
 
-__all__ = ["ComparisonPictures", "TripletPictures", "collate_pictures", "find_triplet_pictures", "picture_sizes"]
+__all__ = [
+    "ComparisonPictures",
+    "ScoredTriplets",
+    "TripletPictures",
+    "collate_pictures",
+    "find_triplet_pictures",
+    "picture_sizes",
+]
 
 Turn = tuple[bool, bool, bool]
 """Mirrored left to right, mirrored top to bottom, transposed; in this order."""
@@ -189,12 +196,50 @@ class ComparisonPictures(Dataset):
         return _pictures((image, image, reference), _AS_IT_IS, _decode)
 
 
+class ScoredTriplets(Dataset):
+    """Triplets whose frozen scores are known: all that stage `adapter` needs, without a pass of the tower.
+
+    The stage trains five numbers on scores that do not change; officially the tower computes them again in each step,
+    on turned pictures. Here each image is scored once, as it is.
+
+    Args:
+        triplets: to train on.
+        rows: (reference, image) to row of the scores.
+        scores: of `AFineOutput`, (N,) each, raw naturalness and raw fidelity among them.
+
+    Raises:
+        UsageError: no triplet.
+    """
+
+    def __init__(
+        self, triplets: Sequence[Triplet], rows: Mapping[tuple[str, str], int], scores: Mapping[str, np.ndarray]
+    ):
+        if not triplets:
+            raise UsageError("the data set is empty; it must hold at least one triplet")
+        first, second = ([rows[t.reference, getattr(t, side)] for t in triplets] for side in ("first", "second"))
+        ref, dis, fidelity = (
+            torch.as_tensor(scores[name]) for name in ("naturalness_ref_raw", "naturalness_dis_raw", "fidelity_raw")
+        )
+        self.scores = torch.stack([ref[first], dis[first], dis[second], fidelity[first], fidelity[second]], dim=1)
+        self.labels = torch.tensor([t.g12 for t in triplets], dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"g12": self.labels[index], "scores": self.scores[index]}
+
+
 def collate_pictures(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of B items: `g12`, `g1r`, `g2r`, (B,) float32 and NaN where unknown (triplets only), and `groups`.
 
     Each group holds the pictures of one size: `pixels` (n, 3, H, W) uint8 with no picture twice, `rows` (b,) the
     items, and `first`, `second`, `reference` (b,) the places of their pictures in `pixels`, all int64.
+
+    Items of `ScoredTriplets` become `g12` (B,) and `scores` (B, 5).
     """
+    if "scores" in items[0]:
+        return {name: torch.stack([item[name] for item in items]) for name in ("g12", "scores")}
     groups: dict[tuple[int, int], dict[str, Any]] = {}
     for row, item in enumerate(items):
         pixels = item["pixels"]
