@@ -97,11 +97,12 @@ def save(path: Path, runs: Sequence[dict[str, Any]], overrides: Sequence[str], n
         path,
         recipe=f"recipes/{RECIPE}.yaml",
         overrides=overrides,
-        runs=sorted(runs, key=lambda run: (list(KINDS).index(run["content"]), run["seed"])),
+        runs=[
+            with_rows(run) for run in sorted(runs, key=lambda run: (list(KINDS).index(run["content"]), run["seed"]))
+        ],
         bar=BAR,
         photographs=note,
         passed=sum(not run["missed"] for run in runs),
-        by_content={kind: means([run for run in runs if run["content"] == kind]) for kind in KINDS},
     )
 
 
@@ -173,18 +174,26 @@ def _above(new: dict[str, Any], old: dict[str, Any], name: str, quantity: str) -
     return new[name][quantity] - old[name][quantity]
 
 
-def means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracy over seeds by moment, test set and score."""
-    found: dict[str, Any] = {}
-    for moment in ("before", "after_naturalness", "after_fidelity", "after_adapter", "control_adapter"):
-        chosen = [run[moment] for run in runs if moment in run]
-        if chosen:
-            found[moment] = {
-                name: {quantity: float(np.mean([c[name][quantity] for c in chosen])) for quantity in chosen[0][name]}
-                for name in SETS
-            }
-    if runs:
-        found["mse"] = {name: float(np.mean([run["mse"][name] for run in runs])) for name in SETS}
+def with_rows(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with rows for a table: by content (and control), one per kind of reference, a column per moment."""
+    found = {key: value for key, value in record.items() if not key.endswith(tuple(KINDS))}
+    moments = {
+        "naturalness_before": ("before", "naturalness"),
+        "naturalness": ("after_naturalness", "naturalness"),
+        "fidelity_before": ("after_naturalness", "fidelity"),
+        "fidelity": ("after_fidelity", "fidelity"),
+        "afine_before": ("after_fidelity", "afine"),
+        "afine": ("after_adapter", "afine"),
+    }
+    found[record["content"]] = {
+        name: {
+            "mse": record["mse"][name],
+            **{key: record[when][name][score] for key, (when, score) in moments.items()},
+        }
+        for name in SETS
+    }
+    if "control_adapter" in record:
+        found[f"control_{record['content']}"] = {name: record["control_adapter"][name] for name in SETS}
     return found
 
 
