@@ -232,14 +232,14 @@ class AFineModel(PreTrainedModel):
         groups = by_size(dis)
         outputs = []
         for members in groups.values():
-            first = {id(ref[i]): place for place, i in reversed(list(enumerate(members)))}
             # A reference that stands in the list several times goes through the tower once.
-            unique = sorted(set(first.values()))
-            place_of = {place: number for number, place in enumerate(unique)}
-            rows = [place_of[first[id(ref[i])]] for i in members]
-            known = torch.stack([ref[members[place]] for place in unique])
-            references, judged = self._both_features(known, torch.stack([dis[i] for i in members]))
-            outputs.append(self.compare(references[rows] if len(unique) > 1 else references, judged))
+            unique = {id(ref[i]): ref[i] for i in members}
+            row_of = {key: row for row, key in enumerate(unique)}
+            features = self._one_pass(torch.stack(list(unique.values())), torch.stack([dis[i] for i in members]))
+            references, judged = features[: len(unique)], features[len(unique) :]
+            if len(unique) > 1:
+                references = references[[row_of[id(ref[i])] for i in members]]
+            outputs.append(self.compare(references, judged))
         order = _inverse([i for members in groups.values() for i in members], outputs[0].afine.device)
         return AFineOutput(**{name: torch.cat([out[name] for out in outputs])[order] for name in outputs[0]})
 
@@ -252,10 +252,13 @@ class AFineModel(PreTrainedModel):
         if len(ref) != len(dis) and 1 not in (len(ref), len(dis)):
             raise ValueError(f"{len(ref)} references for {len(dis)} pictures; one for each, or one for all, is needed")
         if isinstance(ref, torch.Tensor) and isinstance(dis, torch.Tensor):
-            # One pass for both sides.
-            both = self.features(torch.cat([self._pixels(ref), self._pixels(dis)]))
+            both = self._one_pass(ref, dis)
             return both[: len(ref)], both[len(ref) :]
         return self._as_features(ref), self._as_features(dis)
+
+    def _one_pass(self, ref: torch.Tensor, dis: torch.Tensor) -> AFineFeatures:
+        """Features of both sides as one batch, (R + B, ...), references first."""
+        return self.features(torch.cat([self._pixels(ref), self._pixels(dis)]))
 
     def _as_features(self, given: torch.Tensor | AFineFeatures) -> AFineFeatures:
         return given if isinstance(given, AFineFeatures) else self.features(given)
@@ -275,6 +278,8 @@ class AFineModel(PreTrainedModel):
             if not isinstance(picture, torch.Tensor) or picture.dim() != 3 or picture.shape[0] != 3:
                 shape = tuple(picture.shape) if isinstance(picture, torch.Tensor) else type(picture).__name__
                 raise ValueError(f"picture {index} is {shape}; a tensor (3, H, W) is needed")
+        if len(dtypes := {str(picture.dtype) for picture in pictures}) > 1:
+            raise ValueError(f"pictures of {', '.join(sorted(dtypes))}; one dtype for all of them is needed")
         return pictures
 
     def _pixels(self, pictures: torch.Tensor) -> torch.Tensor:
