@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from thurl.cli.devices import usable_device
+from thurl.cli.output import check_new, echo_json, number, table
 from thurl.cli.progress import progress
 
 
@@ -21,8 +21,16 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(help="File or folder of the labels; for sriqa the root.", metavar="LABELS")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of an A-FINE model.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Files or folders of labels, together one set; for sriqa the root.", metavar="LABELS..."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Folder or Hub name of the model, afine.pth, or a folder of the stages' files."
+        ),
+    ],
     format: Annotated[
         str,
         typer.Option(
@@ -48,6 +56,7 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", help="Of split, drawn pairs and resampling.")] = 0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: the first GPU.")] = None,
     scores: Annotated[Path | None, typer.Option("--scores", help="CSV of the scores of each image.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --scores.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
@@ -55,58 +64,46 @@ def evaluate(
 
     Each image is scored once. An exact tie of two scores is wrong unless people tie, too.
     """
-    import torch
-
-    from thurl.iqa.afine.evaluation import evaluate_tests, predictor
-    from thurl.iqa.afine.triplet_pictures import ComparisonPictures
+    from thurl.iqa.afine import load_afine
+    from thurl.iqa.afine.evaluation import evaluate_tests, joined, predictor
     from thurl.iqa.afine.sources import load_pairs
-    from thurl.iqa.afine.stages import AFineStageModel
+    from thurl.iqa.afine.triplet_pictures import ComparisonPictures
 
+    if scores is not None:
+        check_new("--scores", scores, overwrite)
     parts = ("All", "Reg", "Gen") if part == "each" else (part,)
-    tests = []
-    for name in parts if format == "sriqa" else parts[:1]:
-        tests.append(
-            load_pairs(
-                format,
-                data,
-                images=images,
-                references=references,
-                dataset=name if format == "sriqa" else None,
-                layout=layout,
-                type=type,
-                split=split,
-                reference_list=reference_list,
-                part=name if format == "sriqa" else "All",
-                seed=seed,
-                check_images="all" if not tests else "none",
-            )
+    tests = [
+        load_pairs(
+            format,
+            labels,
+            images=images,
+            references=references,
+            dataset=name if format == "sriqa" else None if len(data) == 1 else "all",
+            layout=layout,
+            type=type,
+            split=split,
+            reference_list=reference_list,
+            part=name if format == "sriqa" else "All",
+            seed=seed,
+            check_images="none" if name in parts[1:] else "all",
         )
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    judge = _load(AFineStageModel, model).to(place)
+        for name in (parts if format == "sriqa" else parts[:1])
+        for labels in data
+    ]
+    tests = joined(tests)
+    judge = load_afine(model, device=usable_device(device))
     dataset = ComparisonPictures(pair for test in tests for pair in test.pairs())
     with progress("scored", len(dataset)) as advance:
         found = predictor(judge, batch_size=batch_size, progress=lambda n: [advance() for _ in range(n)])(dataset)
-    table = evaluate_tests(tests, dataset.rows, found, delta=delta, intervals=intervals, seed=seed)
+    results = evaluate_tests(tests, dataset.rows, found, delta=delta, intervals=intervals, seed=seed)
     if scores is not None:
         _write_scores(scores, dataset.pairs, found)
     if as_json:
-        from thurl.training.results import plain
-
         settings = {"model": model, "format": format, "labels": data, "delta": delta, "images": len(dataset)}
-        typer.echo(json.dumps({"settings": settings, "tests": plain(table)}, allow_nan=False))
+        echo_json({"settings": settings, "tests": results})
     else:
-        _print(table)
+        _print(results)
     typer.echo(f"{len(dataset)} images scored once each; lower is better in every score", err=True)
-
-
-def _load(kind: Any, model: str) -> Any:
-    from thurl.errors import MissingRequirementError
-
-    try:
-        return kind.from_pretrained(model)
-    except OSError as error:
-        message = str(error).splitlines()[0]
-        raise MissingRequirementError(f"--model {model}: {message}; give the folder of an A-FINE model") from error
 
 
 def _write_scores(path: Path, pairs: list[tuple[str, str]], found: dict[str, Any]) -> None:
@@ -125,29 +122,21 @@ def _write_scores(path: Path, pairs: list[tuple[str, str]], found: dict[str, Any
     write_atomically(path, text.getvalue())
 
 
-def _print(table: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for name, entry in table.items():
-        shown = Table(title=f"{name}: {entry['pairs']} pairs of {entry['scenes']} scenes", title_justify="left")
-        shown.add_column("accuracy")
-        quantities = list(entry["accuracy"])
-        for quantity in quantities:
-            shown.add_column(quantity, justify="right")
-        first = entry["accuracy"][quantities[0]]
-        for row in [key for key in first if key not in ("correct", "interval")]:
-            shown.add_row(row.replace("_", " "), *(_number(entry["accuracy"][q][row]) for q in quantities))
+def _print(results: dict[str, Any]) -> None:
+    for name, entry in results.items():
+        accuracy = entry["accuracy"]
+        first = next(iter(accuracy.values()))
+        typer.echo(f"{name}: {entry['pairs']} pairs of {entry['scenes']} scenes")
+        rows = [
+            [key.replace("_", " "), *(number(accuracy[q][key]) for q in accuracy)]
+            for key in first
+            if key not in ("correct", "interval")
+        ]
         if "interval" in first:
-            cells = (entry["accuracy"][q]["interval"] for q in quantities)
-            shown.add_row("95 % interval", *(f"{_number(low)} to {_number(high)}" for low, high in cells))
-        for metric, words in (("srcc", "SRCC"), ("plcc", "PLCC"), ("plcc_logistic", "PLCC, logistic")):
-            if "correlation" in entry:
-                cells = (_number(entry["correlation"][q][metric]) for q in quantities)
-                shown.add_row(f"{words}, mean of scenes", *cells)
-        console.print(shown)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == value else "undefined"
+            bounds = (accuracy[q]["interval"] for q in accuracy)
+            rows.append(["95 % interval", *(f"{number(low)} to {number(high)}" for low, high in bounds)])
+        if "correlation" in entry:
+            for metric, words in (("srcc", "SRCC"), ("plcc", "PLCC"), ("plcc_logistic", "PLCC after a logistic")):
+                cells = (number(entry["correlation"][q][metric]) for q in accuracy)
+                rows.append([f"{words}, mean of scenes", *cells])
+        table(["accuracy", *accuracy], rows)

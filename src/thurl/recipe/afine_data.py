@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from thurl.data.labels import read_labels
 from thurl.errors import DataError
-from thurl.iqa.afine.evaluation import TestSet
+from thurl.iqa.afine.evaluation import TestSet, joined
 from thurl.iqa.afine.generated import photo_contents, texture_contents, write_generated
 from thurl.iqa.afine.rated_pairs import with_reference_paths
 from thurl.iqa.afine.sources import load_pairs
@@ -60,7 +60,8 @@ def load_study(recipe: AFineRecipe, folder: Path) -> AFineStudy:
         stage: [place for place, source in enumerate(recipe.data.train) if stage in source.stages]
         for stage in recipe.stages
     }
-    study = AFineStudy(train, stages, _load(recipe.data.validation, folder), _load(recipe.evaluation.sources, folder))
+    validation, test = (joined(_load(part, folder)) for part in (recipe.data.validation, recipe.evaluation.sources))
+    study = AFineStudy(train, stages, validation, test)
     if "naturalness" in stages:
         _need_all_labels([train[place] for place in stages["naturalness"]])
     for name, parts in (("train", study.train), ("validate", study.validation), ("test", study.test)):
@@ -81,10 +82,7 @@ def _load(sources: Sequence[PairSource | GeneratedSource], folder: Path) -> list
                 if not PartialState().is_main_process:
                     arguments["check_images"] = "none"
                 part = load_pairs(**arguments)
-        name, count = part.name, 2
-        while name in {other.name for other in found}:
-            name, count = f"{part.name}_{count}", count + 1
-        found.append(replace(part, name=name))
+        found.append(part)
     return found
 
 

@@ -27,7 +27,7 @@ from thurl.metrics import per_group, plcc, srcc
 from thurl.training.evaluation import EvaluationResults, Predict
 
 
-__all__ = ["SCORES", "AFineEvaluator", "TestSet", "evaluate_tests", "predictor"]
+__all__ = ["SCORES", "AFineEvaluator", "TestSet", "evaluate_tests", "joined", "predictor"]
 
 SCORES = {"naturalness": "naturalness_dis_raw", "fidelity": "fidelity_raw", "afine": "afine"}
 """Quantity to field of `AFineOutput`; all better when lower. Each is also the quantity its stage ranks."""
@@ -55,6 +55,17 @@ class TestSet:
         """(reference, image) to be scored."""
         wanted = [(t.reference, image) for t in self.triplets for image in (t.first, t.second)]
         return wanted + [(record.reference or "", record.image) for record in self.records]
+
+
+def joined(tests: Sequence[TestSet]) -> list[TestSet]:
+    """Test sets of the same name as one: the files of DiffIQA's types give one table with what pools them."""
+    groups: dict[str, list[TestSet]] = {}
+    for test in tests:
+        groups.setdefault(test.name, []).append(test)
+    return [
+        TestSet(name, [t for part in parts for t in part.triplets], [r for part in parts for r in part.records])
+        for name, parts in groups.items()
+    ]
 
 
 class AFineEvaluator:

@@ -14,9 +14,9 @@ from thurl.data.sources import load_source
 from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.diffiqa import read_diffiqa
 from thurl.iqa.afine.evaluation import TestSet
-from thurl.iqa.afine.triplet_pictures import find_triplet_pictures, picture_sizes
 from thurl.iqa.afine.rated_pairs import drawn_pairs, select_part, with_reference_paths
 from thurl.iqa.afine.sriqa import read_sriqa
+from thurl.iqa.afine.triplet_pictures import find_triplet_pictures, picture_sizes
 from thurl.iqa.afine.triplets import Triplet, read_triplets
 from thurl.messages import nearest
 

@@ -9,8 +9,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from thurl.errors import UsageError
-from thurl.iqa.afine.triplet_pictures import collate_pictures
 from thurl.iqa.afine.stages import AFineStageModel
+from thurl.iqa.afine.triplet_pictures import collate_pictures
 from thurl.training.method_trainer import MethodTrainer
 from thurl.training.restarts import restart_multiplier
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
-from thurl.iqa.afine.evaluation import SCORES, AFineEvaluator, TestSet, evaluate_tests, predictor
+from thurl.iqa.afine.evaluation import SCORES, AFineEvaluator, TestSet, evaluate_tests, joined, predictor
 from thurl.iqa.afine.losses import stage_terms
 from thurl.iqa.afine.model import AFineModel
 from thurl.iqa.afine.stages import STAGES, TRAINED, AFineStageModel
@@ -259,6 +259,8 @@ def test_results_by_type_and_by_scene():
     correlation = table["correlation"]["afine"]
     # Two images per scene: +1 where the order is right, -1 where it is not, undefined on the tie.
     assert correlation["srcc"] == pytest.approx((3 - 2) / 5) and correlation["scenes_srcc"] == 5
+    halves = joined([TestSet("T", found[:3], records[:6]), TestSet("U"), TestSet("T", found[3:], records[6:])])
+    assert halves == [TestSet("T", found, records), TestSet("U", [], [])]
     with pytest.raises(UsageError, match="different names"):
         AFineEvaluator([tests[0], tests[0]], "afine")
 
