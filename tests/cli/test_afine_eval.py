@@ -46,10 +46,19 @@ def test_pairs_of_a_file(place, tmp_path):
     assert text.exit_code == 0 and "imperfect: 15 pairs" in text.stdout and "lower is better" in text.stderr
 
 
-def test_opinions_have_correlations(place):
+def test_opinions_have_correlations(place, tmp_path):
     words = (place / "mos", "--format", "by_reference", "--images", place / "images", "--intervals", 0, "--json")
-    done = run(place, *words)
+    done = run(place, *words, "--scenes", tmp_path / "scenes.csv")
     assert done.exit_code == 0, done.output
+    with (tmp_path / "scenes.csv").open() as file:
+        scenes = list(csv.DictReader(file))
+    assert len(scenes) == 6 and sum(int(row["pairs"]) for row in scenes) == 6 * 6 * 3
+    mean = sum(float(row["fidelity_srcc"]) for row in scenes) / 6
+    assert mean == pytest.approx(
+        next(iter(json.loads(done.stdout)["tests"].values()))["correlation"]["fidelity"]["srcc"]
+    )
+    again = run(place, *words, "--scenes", tmp_path / "scenes.csv")
+    assert again.exit_code == 2 and "--overwrite" in again.stderr
     (table,) = json.loads(done.stdout)["tests"].values()
     assert set(table["correlation"]["fidelity"]) >= {"srcc", "plcc", "plcc_logistic"}
     assert table["correlation"]["fidelity"]["srcc"] > 0.9, "fidelity follows the level even untrained"

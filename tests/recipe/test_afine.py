@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from thurl.errors import UsageError
+from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.model import AFineModel
+from thurl.recipe.afine_data import load_study
 from thurl.recipe.afine_run import run
 from thurl.recipe.validate import load_recipe
 from thurl.training.results import read_results
@@ -108,6 +110,24 @@ def test_missing_data_ends_with_where_it_comes_from(tmp_path):
     for part in ("lacks config.json", "DiffIQA/train_triplets.csv is not here; get it from https://", "SRIQA-Bench"):
         assert part in done.stderr
     assert "tokenizer" not in done.stderr and "preprocessor" not in done.stderr
+
+
+def test_the_first_stage_needs_all_three_labels(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("a.png,a.png,a.png,1\n")
+    source = f"data.train=[{{format: triplets, labels: {tmp_path}/t.csv, images: {tmp_path}}}]"
+    options = (source, "calibration={kind: moments}", "evaluation.sources=[]")
+    with pytest.raises(DataError, match="t: triplets without the labels g1r and g2r"):
+        load_study(loaded(tmp_path, *options), tmp_path)
+    assert load_study(loaded(tmp_path, *options, "stages=[adapter]"), tmp_path).digest("adapter")
+
+
+def test_the_map_may_start_at_the_moments_of_the_scores(tmp_path):
+    options = ("calibration={kind: moments}", "stages=[naturalness]", "evaluation.sources=[]", "control=null")
+    record = run(loaded(tmp_path, *options), recipe_path="tiny/afine")
+    model = AFineModel.from_pretrained(tmp_path)
+    assert model.naturalness_map.centre.item() == pytest.approx(record["calibration"]["eta3"], rel=1e-5)
+    assert record["after_naturalness"] == {} and "control_naturalness" not in record
 
 
 def parameters(folder):

@@ -56,7 +56,8 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", help="Of split, drawn pairs and resampling.")] = 0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: the first GPU.")] = None,
     scores: Annotated[Path | None, typer.Option("--scores", help="CSV of the scores of each image.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --scores.")] = False,
+    scenes: Annotated[Path | None, typer.Option("--scenes", help="CSV of the results of each scene.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
@@ -65,12 +66,13 @@ def evaluate(
     Each image is scored once. An exact tie of two scores is wrong unless people tie, too.
     """
     from thurl.iqa.afine import load_afine
-    from thurl.iqa.afine.evaluation import evaluate_tests, joined, predictor
+    from thurl.iqa.afine.evaluation import evaluate_tests, joined, predictor, scene_rows
     from thurl.iqa.afine.sources import load_pairs
     from thurl.iqa.afine.triplet_pictures import ComparisonPictures
 
-    if scores is not None:
-        check_new("--scores", scores, overwrite)
+    for option, path in (("--scores", scores), ("--scenes", scenes)):
+        if path is not None:
+            check_new(option, path, overwrite)
     parts = ("All", "Reg", "Gen") if part == "each" else (part,)
     tests = [
         load_pairs(
@@ -97,7 +99,15 @@ def evaluate(
         found = predictor(judge, batch_size=batch_size, progress=lambda n: [advance() for _ in range(n)])(dataset)
     results = evaluate_tests(tests, dataset.rows, found, delta=delta, intervals=intervals, seed=seed)
     if scores is not None:
-        _write_scores(scores, dataset.pairs, found)
+        names = ("naturalness_dis_raw", "naturalness_dis", "fidelity_raw", "fidelity", "adapter_weight", "afine")
+        columns = {name: found[name].tolist() for name in (*names, "afine_scaled")}
+        rows = [
+            {"image": image, "reference": reference, **{name: column[row] for name, column in columns.items()}}
+            for row, (reference, image) in enumerate(dataset.pairs)
+        ]
+        _write_csv(scores, rows)
+    if scenes is not None:
+        _write_csv(scenes, [row for test in tests for row in scene_rows(test, dataset.rows, found, delta=delta)])
     if as_json:
         settings = {"model": model, "format": format, "labels": data, "delta": delta, "images": len(dataset)}
         echo_json({"settings": settings, "tests": results})
@@ -106,19 +116,18 @@ def evaluate(
     typer.echo(f"{len(dataset)} images scored once each; lower is better in every score", err=True)
 
 
-def _write_scores(path: Path, pairs: list[tuple[str, str]], found: dict[str, Any]) -> None:
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
     import io
 
     from thurl.training.results import write_atomically
 
-    names = ("naturalness_dis_raw", "naturalness_dis", "fidelity_raw", "fidelity", "adapter_weight", "afine")
-    names += ("afine_scaled",)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "reference", *names])
-    for row, (reference, image) in enumerate(pairs):
-        writer.writerow([image, reference, *(f"{float(found[name][row]):.9g}" for name in names)])
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        # An undefined number is an empty cell.
+        writer.writerow({name: "" if value != value else value for name, value in row.items()})
     write_atomically(path, text.getvalue())
 
 

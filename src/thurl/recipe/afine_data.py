@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,13 @@ class AFineStudy:
     def triplets(self, stage: str) -> list[Triplet]:
         """All triplets of a stage, data set by data set."""
         return [triplet for place in self.stages[stage] for triplet in self.train[place].triplets]
+
+    def digest(self, stage: str) -> str:
+        """Of the triplets of a stage, pictures by path."""
+        found = hashlib.sha256()
+        for triplet in self.triplets(stage):
+            found.update("\0".join([*triplet.images, f"{triplet.g12} {triplet.g1r} {triplet.g2r}\n"]).encode())
+        return found.hexdigest()
 
     def shuffled(self, seed: int) -> AFineStudy:
         """The same study with training labels that carry no information."""

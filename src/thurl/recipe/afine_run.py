@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedConfig, TrainingArguments, set_seed
 
 from thurl.errors import DataError, UsageError
@@ -116,6 +117,8 @@ def train_stages(recipe: AFineRecipe, study: AFineStudy, folder: Path, name: str
         trainer.save_model(str(folder))
         if trainer.args.push_to_hub:
             trainer.push_to_hub()
+    elif previous is not None and PartialState().is_main_process:
+        AFineStageModel.from_pretrained(previous).save_pretrained(folder)
     done.seconds = time.perf_counter() - started
     return done
 
@@ -169,7 +172,7 @@ def _train(recipe: AFineRecipe, study: AFineStudy, stage: str, trainer: AFineTra
         logger.info("Naturalness map: centre %.4f, width %.4f, from %d images", fit.eta3, fit.eta4, images)
     entry["tests"] = _test(recipe, study, trainer) if study.test else {}
     trainer.save_model(str(place))
-    trainer.create_model_card(tags=list(recipe.hub.tags), datasets=list(recipe.hub.datasets))
+    trainer.create_model_card()
     return entry
 
 
@@ -246,8 +249,8 @@ def _arguments(recipe: AFineRecipe, stage: str, place: Path, *, last: bool) -> T
     if not last:
         fields["push_to_hub"] = False
     resume = fields.get("resume_from_checkpoint")
-    # A checkpoint named for one stage is none of the others.
-    if resume not in (None, "auto") and Path(str(resume)).parent.name != stage:
+    # A checkpoint named for one stage is none of the others, and none of the control.
+    if resume not in (None, "auto") and Path(str(resume)).resolve().parent != place.resolve():
         fields["resume_from_checkpoint"] = "auto"
     return TrainingArguments(**fields)
 
@@ -261,7 +264,7 @@ def _stage_key(recipe: AFineRecipe, study: AFineStudy, stage: str, previous: Pat
         "model": recipe.model.model_dump() if previous is None else before,
         "schedule": recipe.schedule.model_dump() if recipe.schedule else None,
         "calibration": recipe.calibration.model_dump() if stage == "naturalness" else None,
-        "triplets": [[*t.images, t.g12, t.g1r, t.g2r] for t in study.triplets(stage)],
+        "triplets": study.digest(stage),
         "augment": recipe.data.augment,
         "cached": stage == "adapter" and recipe.adapter.cached,
     }

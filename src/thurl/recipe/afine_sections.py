@@ -254,10 +254,9 @@ class AFineCalibrationSection(Section):
 
 
 class AFineEvaluationSection(Section):
-    """Test sets, judged before training and after each stage."""
+    """Test sets, judged before training and after each stage, in batches of `training.per_device_eval_batch_size`."""
 
     sources: Annotated[tuple[AFineSource, ...], Field(strict=False)] = ()
-    batch_size: int = Field(16, ge=1)
     before: bool = True
     intervals: int = Field(1000, ge=0)
     """Resamples of the 95 % intervals; 0: none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from thurl.metrics import per_group, plcc, srcc
 from thurl.training.evaluation import EvaluationResults, Predict
 
 
-__all__ = ["SCORES", "AFineEvaluator", "TestSet", "evaluate_tests", "joined", "predictor"]
+__all__ = ["SCORES", "AFineEvaluator", "TestSet", "evaluate_tests", "joined", "predictor", "scene_rows"]
 
 SCORES = {"naturalness": "naturalness_dis_raw", "fidelity": "fidelity_raw", "afine": "afine"}
 """Quantity to field of `AFineOutput`; all better when lower. Each is also the quantity its stage ranks."""
@@ -141,6 +142,34 @@ def evaluate_tests(
                 quantity: _correlation(test.records, rows, scores[field]) for quantity, field in SCORES.items()
             }
         found[test.name] = entry
+    return found
+
+
+def scene_rows(
+    test: TestSet, rows: Mapping[tuple[str, str], int], scores: Mapping[str, np.ndarray], *, delta: float = 0.0
+) -> list[dict[str, Any]]:
+    """One record per scene: `set`, `scene`, `pairs`, and of each quantity its accuracy and, where the scene has
+    opinions, `srcc`, `plcc` and `plcc_logistic`, named as `afine_srcc`; NaN where undefined.
+
+    Args:
+        test, rows, scores, delta: as in `evaluate_tests`.
+    """
+    pairs: dict[str, list[Triplet]] = {}
+    for triplet in test.triplets:
+        pairs.setdefault(triplet.reference, []).append(triplet)
+    rated: dict[str, list[RatedImage]] = {}
+    for record in test.records:
+        rated.setdefault(record.reference or "", []).append(record)
+    found = []
+    for reference in dict.fromkeys([*pairs, *rated]):
+        own = pairs.get(reference, [])
+        row: dict[str, Any] = {"set": test.name, "scene": Path(reference).stem, "pairs": len(own)}
+        for quantity, field in SCORES.items():
+            row[f"{quantity}_accuracy"] = _accuracy(own, rows, scores[field], delta, 0, 0)["all"]
+            if reference in rated:
+                numbers = _correlation(rated[reference], rows, scores[field])
+                row |= {f"{quantity}_{name}": numbers[name] for name in ("srcc", "plcc", "plcc_logistic")}
+        found.append(row)
     return found
 
 
