@@ -24,12 +24,12 @@ def find_images(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
     Raises:
         DataError: paths that do not exist (all of them listed), or no picture at all.
     """
-    inputs = [Path(item).expanduser() for item in inputs]
-    if missing := [str(path) for path in inputs if not path.exists()]:
+    places = [Path(item).expanduser() for item in inputs]
+    if missing := [str(path) for path in places if not path.exists()]:
         shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
         raise DataError(f"no such file or folder: {shown}")
     found: dict[Path, Path] = {}
-    for path in inputs:
+    for path in places:
         files: Iterable[Path] = [path]
         if path.is_dir():
             entries = path.rglob("*") if recursive else path.glob("*")
@@ -43,7 +43,7 @@ def find_images(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
         for file in files:
             found.setdefault(file.resolve(), file)
     if not found:
-        names = ", ".join(str(path) for path in inputs) or "nothing given"
+        names = ", ".join(str(path) for path in places) or "nothing given"
         hint = "" if recursive else "; pictures in subfolders are found with --recursive"
         raise DataError(f"no pictures in {names}: files ending in {' '.join(IMAGE_ENDINGS)} are taken{hint}")
     return list(found.values())

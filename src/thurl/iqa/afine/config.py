@@ -80,12 +80,17 @@ class AFineConfig(PreTrainedConfig):
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels; pictures are resized to multiples of it."""
-        return int(self.vision_config.patch_size)
+        return int(self.tower.patch_size)
+
+    @property
+    def tower(self) -> Any:
+        """`vision_config`, which is a `CLIPVisionConfig` once the configuration is made."""
+        return self.vision_config
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the levels: the colours, then the width of the tower for each block."""
-        vision = self.vision_config
+        vision = self.tower
         return (3, *[vision.hidden_size] * vision.num_hidden_layers)
 
     @classmethod
@@ -109,7 +114,7 @@ class AFineConfig(PreTrainedConfig):
         return cls(vision_config={**vision, **changed}, **{"projection_size": 8, **changes})
 
     def _wrong_sizes(self) -> list[str]:
-        vision, problems = self.vision_config, []
+        vision, problems = self.tower, []
         for name in ("image_size", "patch_size"):
             value = getattr(vision, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -5,6 +5,8 @@ Parameters are vectors of one number where the official ones have no dimension a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,7 +25,7 @@ class NaturalnessHead(nn.Module):
 
     def __init__(self, config: AFineConfig):
         super().__init__()
-        width, blocks = config.vision_config.hidden_size, config.vision_config.num_hidden_layers
+        width, blocks = config.tower.hidden_size, config.tower.num_hidden_layers
         self.projection = nn.Linear(2 * width, config.projection_size)
         self.hidden = nn.Linear(2 * 3 + blocks * config.projection_size, config.head_size)
         self.score = nn.Linear(config.head_size, 1)
@@ -74,8 +76,8 @@ class BoundedMap(nn.Module):
         self,
         centre: float,
         width: float,
-        centre_range: list[float] | None = None,
-        width_range: list[float] | None = None,
+        centre_range: Sequence[float] | None = None,
+        width_range: Sequence[float] | None = None,
     ):
         super().__init__()
         self.centre = nn.Parameter(torch.empty(1))

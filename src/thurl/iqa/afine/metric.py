@@ -50,7 +50,7 @@ class AFine:
 
     ```python
     afine = AFine.from_pretrained("afine_model")
-    afine("reference.png", "restored.png")  # tensor([41.3]): D_s, in [0, 100], lower is better
+    afine("reference.png", "restored.png")  # D_s, a tensor (1,) in [0, 100], lower is better
     afine_nr = afine.variant("afine_nr")
     afine_nr(["restored.png", "another.png"])  # without a reference
     ```

@@ -83,7 +83,7 @@ class AFineModel(PreTrainedModel):
             if isinstance(ref, AFineFeatures | torch.Tensor):
                 found = self._as_features(ref)
                 return self.compare(found, found)
-            ref = dis = list(dis)
+            ref = dis = list(ref)
         if isinstance(ref, AFineFeatures | torch.Tensor) and isinstance(dis, AFineFeatures | torch.Tensor):
             return self._compare_batches(ref, dis)
         if isinstance(ref, AFineFeatures) or isinstance(dis, AFineFeatures):
@@ -172,19 +172,21 @@ class AFineModel(PreTrainedModel):
         return AFineFeatures(tuple(levels) if keep_levels else None, mean, variance, tuple(pictures.shape[-2:]))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **options: Any) -> Any:
         """As every model of transformers, but weights that are not there are an error, never random numbers.
 
         Raises:
             DataError: the folder lacks weights of the model.
         """
         with_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name_or_path, *arguments, output_loading_info=True, **options)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
+        )
         if lacking := sorted(info["missing_keys"]):
             shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
             raise DataError(
-                f"{name_or_path}: weights are missing: {shown}; save the model again, or `AFineModel.from_clip` for "
-                "the start of training"
+                f"{pretrained_model_name_or_path}: weights are missing: {shown}; save the model again, or take "
+                "`AFineModel.from_clip` for the start of training"
             )
         model._freeze_unused()
         return (model, info) if with_info else model
@@ -240,7 +242,7 @@ class AFineModel(PreTrainedModel):
             if len(unique) > 1:
                 references = references[[row_of[id(ref[i])] for i in members]]
             outputs.append(self.compare(references, judged))
-        order = _inverse([i for members in groups.values() for i in members], outputs[0].afine.device)
+        order = _inverse([i for members in groups.values() for i in members], self.device)
         return AFineOutput(**{name: torch.cat([out[name] for out in outputs])[order] for name in outputs[0]})
 
     def _both_features(

@@ -110,8 +110,8 @@ class AFineReward:
             part = pairs[start : start + self.batch_size]
             with torch.no_grad():
                 found = self.afine.components([ref for _, ref, _ in part], [picture for _, _, picture in part])
-            turned += int(found.past_turning_point.sum())
-            for (i, _, _), score in zip(part, found.afine_scaled.tolist(), strict=True):
+            turned += int(found["past_turning_point"].sum())
+            for (i, _, _), score in zip(part, found["afine_scaled"].tolist(), strict=True):
                 scores[i] = score
         _log(scores, applies, turned, log_metric, log_extra)
         return [self._reward(score, applied) for score, applied in zip(scores, applies, strict=True)]
