@@ -42,7 +42,7 @@ def evaluate(
         Path | None, typer.Option("--references", help="Folder of the references of rated images.")
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="Of triplets: plain or diffiqa.")] = "plain",
-    type: Annotated[str, typer.Option("--type", help="Of all triplets, where the file does not say.")] = "",
+    type: Annotated[str | None, typer.Option("--type", help="Of all triplets, where the file does not say.")] = None,
     part: Annotated[str, typer.Option("--part", help="Of sriqa: All, Reg, Gen, or each for all three.")] = "each",
     split: Annotated[
         str, typer.Option("--split", help="Of rated images, 7:1:2: train, validation, test, all.")

@@ -107,7 +107,7 @@ class PairSource(Section):
     dataset: str | None = None
     layout: Literal["plain", "diffiqa"] = "plain"
     """How names in a file of triplets become paths."""
-    type: str = ""
+    type: str | None = None
     """Of all triplets, where the file does not say."""
     split: Literal["train", "validation", "test", "all"] = "all"
     """Part of rated images, 7:1:2 by reference."""
@@ -177,7 +177,7 @@ class GeneratedSource(Section):
     scale: float = Field(2.0, ge=1)
     """By which crops of photographs are reduced."""
     stages: _Stages = ("naturalness", "fidelity", "adapter")
-    type: str = ""
+    type: str | None = None
     seed: int = 0
     folder: str | None = None
     """Where the files are written; below `training.output_dir` when left out."""

@@ -197,12 +197,12 @@ def write_generated(
 
 
 def _draw(rng: np.random.Generator, scenes: Sequence[tuple[str, str]], images: Path, *, imperfect: bool) -> Triplet:
-    name, kind = scenes[rng.integers(len(scenes))]
+    name, kind = scenes[int(rng.integers(len(scenes)))]
     first, second = (int(level) for level in rng.choice(LEVELS, size=2, replace=False))
     reference = int(rng.integers(0, LEVELS - 1)) if imperfect else 0
-    paths = (str(images / _file(name, kind, level)) for level in (first, second, reference))
-    labels = (compare(-a, -b) for a, b in ((first, second), (first, reference), (second, reference)))
-    return Triplet(*paths, *labels)
+    one, two, clean = (str(images / _file(name, kind, level)) for level in (first, second, reference))
+    g12, g1r, g2r = (compare(-a, -b) for a, b in ((first, second), (first, reference), (second, reference)))
+    return Triplet(one, two, clean, g12, g1r, g2r)
 
 
 def _file(name: str, kind: str, level: int) -> str:

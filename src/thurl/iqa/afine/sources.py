@@ -32,7 +32,7 @@ def load_pairs(
     references: str | os.PathLike[str] | None = None,
     dataset: str | None = None,
     layout: str = "plain",
-    type: str = "",
+    type: str | None = None,
     split: str = "all",
     reference_list: str | os.PathLike[str] | None = None,
     part: str = "All",
@@ -70,19 +70,26 @@ def load_pairs(
     wanted = _listed_references(reference_list)
     if format == "triplets":
         triplets = read_triplets(
-            labels, images=root, layout=layout, dataset=dataset, type=type, allow_outside=allow_outside
+            labels, images=root, layout=layout, dataset=dataset, type=type or "", allow_outside=allow_outside
         )
     elif format == "diffiqa":
         triplets = read_diffiqa(labels, images=root, references=wanted, dataset=dataset)
     elif format == "sriqa":
         records, triplets = read_sriqa(labels, part=part, dataset=dataset or "SRIQA-Bench")
     elif format in LABEL_FORMATS:
-        arguments = {"images": images, "dataset": dataset, "allow_outside": allow_outside, "options": options or {}}
-        records = load_source(format, labels, check_images="none", **arguments)
+        records = load_source(
+            format,
+            labels,
+            images=images,
+            dataset=dataset,
+            allow_outside=allow_outside,
+            options=options or {},
+            check_images="none",
+        )
         records = select_part(records, split, references=wanted, seed=seed)
         folder = references or images or (labels if Path(labels).is_dir() else Path(labels).parent)
         records = with_reference_paths(records, folder)
-        triplets = drawn_pairs(records, seed=seed, type=type)
+        triplets = drawn_pairs(records, seed=seed, type=type or "")
     else:
         names = ["triplets", "diffiqa", "sriqa", *LABEL_FORMATS]
         raise UsageError(f"format {format!r} is not one of {', '.join(names)}{nearest(format, names)}")

@@ -118,7 +118,8 @@ class AFineStageModel(AFineModel):
             raise UsageError(f"scores and labels are for stage adapter; the stage is {self.stage}")
         reference, *columns = scores.unbind(1)
         one, two = (self.combine(reference, columns[i], columns[i + 2]).afine for i in (0, 1))
-        terms, present = stage_terms(*gather_with_gradient(one, two), None, gather_with_gradient(g12))
+        one, two, labels = gather_with_gradient(one, two, g12)
+        terms, present = stage_terms(one, two, None, labels)
         return MethodOutput(terms=terms, present=present)
 
     def _compared(self, group: dict[str, torch.Tensor]) -> _Scores:

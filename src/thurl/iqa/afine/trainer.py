@@ -57,7 +57,7 @@ class AFineTrainer(MethodTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.schedule is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler", None) is None:
             factor = restart_multiplier(self.args.learning_rate, **asdict(self.schedule))
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True

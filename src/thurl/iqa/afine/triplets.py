@@ -159,7 +159,8 @@ def read_triplets(
         names = ("g12", "g1r", "g2r")[: len(cells) - 3]
         labels = [_label(row, name, cell, problems) for name, cell in zip(names, cells[3:], strict=True)]
         if len(problems.problems) == before:
-            found.append(Triplet(*paths, *labels, type=type, dataset=dataset or path.stem))
+            g12, g1r, g2r = [*labels, math.nan, math.nan][:3]
+            found.append(Triplet(paths[0], paths[1], paths[2], g12, g1r, g2r, type, "", dataset or path.stem))
     problems.raise_if_any()
     if not found:
         raise DataError(f"{path}: no triplet in it; it must hold at least one")
