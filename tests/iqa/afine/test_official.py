@@ -179,7 +179,7 @@ class Run:
 def test_files_that_are_no_checkpoint_are_refused(tmp_path, capsys, content, message):
     path = tmp_path / "afine.pth"
     if isinstance(content, Run):
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         write(path, content)
     with pytest.raises(DataError, match=message):
