@@ -57,3 +57,18 @@ def test_the_file_it_writes(benchmark, tmp_path, capsys):
     }
     assert run["ratio"]["delayed"] == run["cpu_seconds_least"]["delayed"] / run["cpu_seconds_least"]["plain"]
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_the_cost_of_single_passes_adds_up(benchmark, tmp_path):
+    out = tmp_path / "bilevel.json"
+    arguments = ["--network", "resnet18", "--side", "32", "--batch", "4", "--rounds", "1", "--out", str(out)]
+    benchmark.main([*arguments, "--seeds", "0", "1"])
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    for run in runs:
+        one = run["cpu_seconds_of_passes"]
+        plain = one["forward"] + one["backward"] + one["optimizer"]
+        passes = 2 * one["forward"] + 2 * one["forward_no_graph"] + 2 * one["backward"] + one["optimizer"]
+        assert run["ratio_of_passes"]["delayed"] == pytest.approx(passes / plain)
+        assert run["ratio_of_passes"]["official_order"] == pytest.approx((passes + one["backward"]) / plain)
+        assert all(run["system_seconds"][name] <= run["cpu_seconds_least"][name] for name in run["system_seconds"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thurl.data.images import ImageError, ensure_min_side, open_image
+from thurl.data.images import BLACK, ImageError, ensure_min_side, open_image
 
 
 RED = (200, 30, 40)
@@ -225,6 +225,20 @@ def test_transparency_is_composited_on_white(mode):
     assert (np.asarray(open_image(_encode(clear, "PNG"))) == 255).all()
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128)).convert(mode)
     assert np.abs(np.asarray(open_image(_encode(half, "PNG"))).astype(int) - 127).max() <= 1
+
+
+def test_transparency_takes_another_background_and_leaves_a_note():
+    half = Image.new("RGBA", (2, 1), (200, 100, 0, 255))
+    half.putpixel((1, 0), (200, 100, 0, 0))
+    notes = []
+    values = np.asarray(open_image(_encode(half, "PNG"), background=BLACK, notes=notes))
+    assert values.tolist() == [[[200, 100, 0], [0, 0, 0]]]
+    assert notes == ["transparency put on black"]
+    open_image(_encode(half, "PNG"), notes=notes)
+    open_image(_encode(Image.new("L", (2, 2)), "PNG"), notes=notes)
+    open_image(Image.fromarray(np.zeros((2, 2), dtype=np.uint16)), notes=notes)
+    open_image(Image.new("RGB", (2, 2)), notes=notes)
+    assert notes[1:] == ["transparency put on white", "converted from L", "16 bits scaled to 8"]
 
 
 def test_palette_with_transparency_is_composited_on_white():

@@ -65,13 +65,8 @@ def _register_commands() -> None:
 
     register(app)
     # Areas that may be absent from a stripped-down installation; each registers its own commands.
-    for module in (
-        "thurl.cli.afine",
-        "thurl.cli.afine_eval",
-        "thurl.cli.coto",
-        "thurl.cli.plan",
-        "thurl.cli.quality",
-    ):
+    areas = ("afine", "afine_eval", "coto", "exif", "faces", "plan", "quality")
+    for module in (f"thurl.cli.{area}" for area in areas):
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).register(app)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thurl.cli.devices import usable_device
+from thurl.cli.output import check_plot, echo_json
 from thurl.cli.progress import progress
-from thurl.errors import MissingRequirementError, UsageError
+from thurl.errors import UsageError
 
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def interpolate(
         if plot is not None:
             _plot_curve(plot, curve.lambdas, curve.losses, f"{space.value} space")
     if as_json:
-        _echo_json(document)
+        echo_json(document)
         return
     if text_loss is not None:
         _table(["lambda", "loss"], zip(document["lambdas"], document["losses"], strict=True))
@@ -185,7 +186,7 @@ def merge(
     _write(merged, output, overwrite, {"tool": "merge", **used})
     document = {**used, **_summary(merged, output), "distance_to_mean": distance_to_mean(merged, read, shares)}
     if as_json:
-        _echo_json(document)
+        echo_json(document)
         return
     _table(
         ["method", "kind", "modules", "ranks", "distance to mean update"],
@@ -231,7 +232,7 @@ def prune(
         "entries": entries,
     }
     if as_json:
-        _echo_json(document)
+        echo_json(document)
         return
     _table(
         ["kind", "modules", "of", "entries", "zeros"],
@@ -310,7 +311,7 @@ def shapley(
     if plot is not None:
         _plot_bars(plot, result.players, result.values, f"Shapley value of each {by.value} (nats per token)")
     if as_json:
-        _echo_json(document)
+        echo_json(document)
         return
     _table([by.value, "value", "std error"], zip(result.players, result.values, result.std_errors, strict=True))
     typer.echo(
@@ -322,17 +323,12 @@ def shapley(
 
 
 def _text_loss(model: Path, texts: Path, batch_size: int, max_length: int, device: str | None, dtype: str) -> TextLoss:
-    import torch
 
     from thurl.coto.text_loss import TextLoss, read_texts
 
     read = read_texts(texts)
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise MissingRequirementError(f"--device {device} cannot be used ({reason}): use cpu") from None
+        usable_device(device)
     return TextLoss(model, read, batch_size=batch_size, max_length=max_length, device=device, dtype=dtype)
 
 
@@ -402,26 +398,12 @@ def _say_written(document: dict[str, Any], plot: Path | None = None) -> None:
             typer.echo(f"written to {target}")
 
 
-def _echo_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_plain(document), ensure_ascii=True, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinities become null: undefined, never a number."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _check_plot(plot: Path | None, needs_model: bool = False) -> None:
     if plot is None:
         return
     if needs_model:
         raise UsageError("--plot draws the loss curve: give --model and --texts, too")
-    if plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
+    check_plot(plot)
 
 
 def _plot_curve(path: Path, lambdas: Sequence[float], losses: Sequence[float], title: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thurl.cli.devices import usable_device
 from thurl.cli.progress import progress
 from thurl.errors import DataError, UsageError
 
@@ -369,17 +370,10 @@ def _load(
         problems.append(f"--dtype is {dtype!r}: choose one of auto, float32, bfloat16, float16")
     if problems:
         raise UsageError(problems)
-    import torch
-
-    from thurl.errors import MissingRequirementError
     from thurl.rl.scorer import QualityScorer
 
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise MissingRequirementError(f"--device {device} cannot be used ({reason}): use cpu") from None
+        usable_device(device)
     return QualityScorer.from_pretrained(
         model, preset=preset, base_model=base_model, device=device, dtype=dtype, max_pixels=max_pixels
     )

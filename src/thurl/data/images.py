@@ -7,7 +7,7 @@ Every picture comes back as 8-bit RGB, upright, with its file closed. What happe
 | EXIF orientation | applied unless `upright=False`, then dropped with all other metadata: nothing applies it twice |
 | broken EXIF | orientation ignored; the pixels are fine |
 | animated GIF, PNG, WebP, several pages or views | the first frame |
-| transparency | composited on white, as a browser shows it |
+| transparency | composited on white, as a browser shows it, or on another `background` |
 | CMYK, palette, grey, YCbCr | converted to RGB; colour profiles are not applied |
 | 16 bits per channel | the high byte of each value (65535 gives 255), as for 16-bit colour |
 | 32-bit float | 0..1 is scaled to 0..255; any other range is an error |
@@ -31,7 +31,8 @@ from PIL import Image
 from thurl.errors import DataError
 
 
-__all__ = ["ALLOWED_FORMATS", "HUB_PREFIX", "ImageError", "ensure_min_side", "is_hub_image", "open_image"]
+__all__ = ["ALLOWED_FORMATS", "BLACK", "HUB_PREFIX", "WHITE", "ImageError", "ensure_min_side", "is_hub_image",
+           "open_image"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ MAX_PIXELS = 178_956_970
 HUB_PREFIX = "hub-image:"
 
 WHITE = (255, 255, 255, 255)
+BLACK = (0, 0, 0, 255)
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -70,6 +72,8 @@ def open_image(
     formats: Collection[str] = ALLOWED_FORMATS,
     min_side: int = 1,
     upright: bool = True,
+    background: tuple[int, int, int, int] = WHITE,
+    notes: list[str] | None = None,
     name: str | None = None,
 ) -> Image.Image:
     """Decodes one picture to upright 8-bit RGB; the table at the top of this module says how.
@@ -83,6 +87,8 @@ def open_image(
         min_side: pictures with a shorter side are enlarged with `ensure_min_side`; 1 leaves every picture as it is.
         upright: apply EXIF orientation. False leaves the pixels as the camera stored them, except in TIFF files,
             which Pillow turns while decoding.
+        background: RGBA colour behind transparent pixels.
+        notes: takes a line for each thing done to the picture that a person should know: transparency, 16 bits.
         name: what messages call the picture; the path when `None`.
 
     Returns:
@@ -93,16 +99,25 @@ def open_image(
     """
     if isinstance(source, Image.Image):
         name = name or getattr(source, "filename", "") or "picture"
-        return _finish(source, name, max_pixels, min_side, upright)
+        return _finish(source, name, max_pixels, min_side, upright, background, notes)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), name or "picture", max_pixels, formats, min_side, upright)
+        return _decode(
+            io.BytesIO(source), name or "picture", max_pixels, formats, min_side, upright, background, notes
+        )
     if is_hub_image(source):
         from thurl.data.formats.hub import read_hub_image
 
         label, content = read_hub_image(str(source))
         name = name or label
         return open_image(
-            content, max_pixels=max_pixels, formats=formats, min_side=min_side, upright=upright, name=name
+            content,
+            max_pixels=max_pixels,
+            formats=formats,
+            min_side=min_side,
+            upright=upright,
+            background=background,
+            notes=notes,
+            name=name,
         )
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"{name or 'picture'}: {type(source).__name__} is not a path, bytes or a PIL picture")
@@ -116,7 +131,7 @@ def open_image(
         if not stat.S_ISREG(mode):
             raise ImageError(f"{name}: this is not a regular file; give the path of a picture")
         with path.open("rb") as file:
-            return _decode(file, name, max_pixels, formats, min_side, upright)
+            return _decode(file, name, max_pixels, formats, min_side, upright, background, notes)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path and the picture folder") from None
     except (OSError, ValueError) as error:
@@ -158,7 +173,14 @@ def is_hub_image(source: object) -> bool:
 
 
 def _decode(
-    file: BinaryIO, name: str, max_pixels: int, formats: Collection[str], min_side: int, upright: bool
+    file: BinaryIO,
+    name: str,
+    max_pixels: int,
+    formats: Collection[str],
+    min_side: int,
+    upright: bool,
+    background: tuple[int, int, int, int],
+    notes: list[str] | None,
 ) -> Image.Image:
     if not file.read(1):
         raise ImageError(f"{name}: 0 bytes; the file is empty. Copy it again.")
@@ -177,10 +199,18 @@ def _decode(
     except Exception as error:
         raise _corrupt(name, error) from error
     with image:
-        return _finish(image, name, max_pixels, min_side, upright)
+        return _finish(image, name, max_pixels, min_side, upright, background, notes)
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int, min_side: int, upright: bool) -> Image.Image:
+def _finish(
+    image: Image.Image,
+    name: str,
+    max_pixels: int,
+    min_side: int,
+    upright: bool,
+    background: tuple[int, int, int, int],
+    notes: list[str] | None,
+) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(_too_large(name, f"{width}x{height} = {width * height} pixels", max_pixels))
@@ -188,7 +218,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int, min_side: int, uprig
         raise ImageError(f"{name}: {width}x{height} holds no pixel; remove it from the labels")
     try:
         image.load()
-        rgb = _to_rgb(_upright(image) if upright else image, name)
+        rgb = _to_rgb(_upright(image) if upright else image, name, background, [] if notes is None else notes)
     except ImageError:
         raise
     except Exception as error:
@@ -224,14 +254,19 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int, int], notes: list[str]) -> Image.Image:
     if image.mode == "F":
+        notes.append("decimal pixels scaled to 8 bits")
         return _float_to_rgb(image, name)
     if image.mode == "I" or image.mode.startswith("I;"):
+        notes.append("16 bits scaled to 8")
         return _integer_to_rgb(image, name)
     if image.has_transparency_data:
         colour = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colour.size, WHITE), colour).convert("RGB")
+        notes.append("transparency put on " + {WHITE: "white", BLACK: "black"}.get(background, f"{background[:3]}"))
+        return Image.alpha_composite(Image.new("RGBA", colour.size, background), colour).convert("RGB")
+    if image.mode != "RGB":
+        notes.append(f"converted from {image.mode}")
     return image.convert("RGB") if image.mode != "RGB" else image
 
 

@@ -265,6 +265,54 @@ def test_coverage_bins_and_ties():
     assert coverage(items)["tied_pairs"]["iso"] == pytest.approx(1 / 21)
 
 
+def test_coverage_says_what_cannot_be_learned():
+    def item(name, **settings):
+        return FaceRecord(name, CameraSettings(settings), group="one")
+
+    rows = [item(f"{i}", iso=100.0, aperture=float(i), make="Canon", white_balance="auto") for i in range(1, 20)]
+    rows.append(item("last", iso=200.0, aperture=1.4, make="Sony", white_balance="auto"))
+    notes = coverage(rows)["notes"]
+    text = coverage_text(coverage(rows))
+    assert all(note in text for note in notes)
+    for start in ("All photographs are in one group", "exposure_mode is in no photograph",
+                  "white_balance is always auto",
+                  "make is Canon in 95%", "iso is the same in 90% of pairs"):  # fmt: skip
+        assert sum(note.startswith(start) for note in notes) == 1, start
+    assert not any(note.startswith("aperture") for note in notes)
+    spread = [FaceRecord(f"{i}", CameraSettings({"iso": 100.0 + i}), group=f"{i}") for i in range(5)]
+    assert not any(note.startswith(("iso", "All")) for note in coverage(spread)["notes"])
+
+
+def test_formats_that_are_not_read_are_counted(folder):
+    for name in ("a.HEIC", "b.heic", "c.dng", ".d.heic"):
+        (folder / name).write_bytes(b"x")
+    report = coverage(scan_folder(folder))
+    assert report["not_read"] == {".dng": 1, ".heic": 2}
+    assert "2  .heic" in coverage_text(report)
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "camera"),
+    [
+        ("NIKON CORPORATION", "NIKON D70", "NIKON D70"),
+        ("Canon", "Canon EOS 40D", "Canon EOS 40D"),
+        ("EASTMAN KODAK COMPANY", "KODAK CX7530", "KODAK CX7530"),
+        ("RICOH", "RDC-5300", "RICOH RDC-5300"),
+        ("Apple", "", "Apple"),
+        ("", "X100", "X100"),
+    ],
+)
+def test_the_maker_stands_once_in_a_camera_s_name(tmp_path, maker, model, camera):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x8827] = 100
+    for tag, value in ((0x010F, maker), (0x0110, model)):
+        if value:
+            exif[tag] = value
+    build.pixels().save(tmp_path / "a.jpg", exif=exif)
+    (record,) = scan_folder(tmp_path).records
+    assert record.camera == camera
+
+
 def test_coverage_of_nothing_is_still_a_report():
     report = coverage([FaceRecord("a.jpg")])
     assert report["settings"]["iso"]["quartiles"] is None

@@ -30,6 +30,8 @@ BINS: Mapping[str, tuple[float, ...]] = {
 
 _UNITS = {"iso": "ISO", "aperture": "f-number", "exposure_time": "s", "focal_length": "mm"}
 _SHOWN = 15
+# Shares above which the report says so; ours.
+_ONE_SIDED, _TIED = 0.9, 0.5
 _BAR = 24
 
 
@@ -38,20 +40,22 @@ def coverage(found: ScanResult | Sequence[FaceRecord]) -> dict[str, Any]:
 
     Returns:
         `photographs`; `skipped`, reason to count, with sizes and names in a reason cut off; `skipped_files`, path to
-        reason; `groups`, `cameras`, their numbers; `all_ordinal`, `all_settings`, photographs that have all four, all
-        nine; `tied_pairs`, ordinal setting to the share of pairs with equal values, `None` below two values;
-        `settings`, setting to `present`, `absent` (reason to count) and `histogram`: for ordinal ones `borders` and
-        `counts` (one more) with `quartiles` (5 numbers, `None` when never present), for categorical ones class to
-        count; `cameras_by_count`, camera to count.
+        reason; `not_read`, ending to the number of files in a format that is not read; `groups`, `cameras`, their
+        numbers; `all_ordinal`, `all_settings`, photographs that have all four, all nine; `tied_pairs`, ordinal
+        setting to the share of pairs with equal values, `None` below two values; `settings`, setting to `present`,
+        `absent` (reason to count) and `histogram`: for ordinal ones `borders` and `counts` (one more) with
+        `quartiles` (5 numbers, `None` when never present), for categorical ones class to count; `cameras_by_count`,
+        camera to count; `notes`, sentences about what such photographs cannot teach.
     """
     skipped: Sequence[SkippedFile] = found.skipped if isinstance(found, ScanResult) else ()
     records = found.records if isinstance(found, ScanResult) else list(found)
     have = Counter(sum(name in record.settings.values for name in ORDINAL_TASKS) for record in records)
     cameras = Counter(record.camera or "unknown" for record in records)
-    return {
+    report = {
         "photographs": len(records),
         "skipped": _counts(Counter(_kind(item.reason) for item in skipped)),
         "skipped_files": {item.image: item.reason for item in skipped},
+        "not_read": dict(found.not_read) if isinstance(found, ScanResult) else {},
         "groups": len({record.group or record.image for record in records}),
         "cameras": len({record.camera for record in records if record.camera}),
         "all_ordinal": have[len(ORDINAL_TASKS)],
@@ -60,6 +64,7 @@ def coverage(found: ScanResult | Sequence[FaceRecord]) -> dict[str, Any]:
         "settings": {name: _setting(records, name) for name in SETTINGS},
         "cameras_by_count": _counts(cameras),
     }
+    return {**report, "notes": _notes(report)}
 
 
 def coverage_text(report: Mapping[str, Any]) -> str:
@@ -70,7 +75,8 @@ def coverage_text(report: Mapping[str, Any]) -> str:
     """
     total = report["photographs"]
     lines = [
-        f"{total} photographs, {report['cameras']} camera models, {report['groups']} groups; "
+        f"{total} photographs, {report['cameras']} camera models, {report['groups']} "
+        f"group{'' if report['groups'] == 1 else 's'}; "
         f"{report['all_ordinal']} have all four ordinal settings, {report['all_settings']} all nine.",
         "",
         f"{'setting':<17} {'present':>8} {'share':>6}  absent because",
@@ -88,7 +94,9 @@ def coverage_text(report: Mapping[str, Any]) -> str:
         if name in ORDINAL_TASKS:
             low, _, middle, _, high = item["quartiles"]
             ties = report["tied_pairs"][name]
-            title += f" ({_UNITS[name]}): median {middle:g}, from {low:g} to {high:g}"
+            title += (
+                f" ({_UNITS[name]}): median {_value(name, middle)}, from {_value(name, low)} to {_value(name, high)}"
+            )
             title += f", {ties:.0%} of pairs tied" if ties is not None else ""
         lines += ["", title]
         top = max(_bars(name, item).values())
@@ -97,6 +105,9 @@ def coverage_text(report: Mapping[str, Any]) -> str:
             for label, count in _bars(name, item).items()
         ]
     lines += _listed("cameras", report["cameras_by_count"]) + _listed("skipped files", report["skipped"])
+    lines += _listed("files in formats that are not read", report.get("not_read", {}))
+    notes = report.get("notes", [])
+    lines += ["", "before training", *(f"  {note}" for note in notes)] if notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +119,7 @@ def coverage_plot(report: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -120,7 +132,31 @@ def coverage_plot(report: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         axes.invert_yaxis()
         axes.set_title(f"{name}: {item['present']} of {total}", fontsize=9)
         axes.tick_params(axis="x", labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.savefig(path)
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    total = report["photographs"]
+    notes = []
+    if total > 1 and report["groups"] == 1:
+        notes.append(
+            "All photographs are in one group and cannot be split: keep each source in a folder of its own, or group "
+            "by camera or by file."
+        )
+    for name in SETTINGS:
+        item = report["settings"][name]
+        if total and not item["present"]:
+            notes.append(f"{name} is in no photograph: its task learns nothing.")
+        elif name in CATEGORICAL_TASKS and item["present"]:
+            label, most = max(item["histogram"].items(), key=lambda pair: pair[1])
+            if most == item["present"]:
+                notes.append(f"{name} is always {label}: its task learns nothing.")
+            elif most > _ONE_SIDED * item["present"]:
+                notes.append(f"{name} is {label} in {most / item['present']:.0%}: there is little to tell apart.")
+        elif name in ORDINAL_TASKS and (report["tied_pairs"][name] or 0) > _TIED:
+            notes.append(f"{name} is the same in {report['tied_pairs'][name]:.0%} of pairs: it ranks little.")
+    return notes
 
 
 def _setting(records: Sequence[FaceRecord], name: str) -> dict[str, Any]:
@@ -154,9 +190,13 @@ def _bars(name: str, item: Mapping[str, Any]) -> dict[str, int]:
     if name in CATEGORICAL_TASKS:
         return dict(item["histogram"])
     borders, counts = item["histogram"]["borders"], item["histogram"]["counts"]
-    shown = [f"1/{1 / b:.0f}" if b < 0.5 and name == "exposure_time" else f"{b:g}" for b in borders]
+    shown = [_value(name, border) for border in borders]
     labels = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in zip(shown, shown[1:], strict=False))]
     return dict(zip([*labels, f"{shown[-1]} or more"], counts, strict=True))
+
+
+def _value(name: str, value: float) -> str:
+    return f"1/{1 / value:.0f}" if name == "exposure_time" and value < 0.3 else f"{value:.4g}"
 
 
 def _counts(counter: Mapping[str, int]) -> dict[str, int]:

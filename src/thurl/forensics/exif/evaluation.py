@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from thurl.binary_metrics import average_precision, roc_auc
 from thurl.data.images import ImageError, open_image
 from thurl.errors import DataError, UsageError
-from thurl.forensics.exif.calibration import Calibration
+from thurl.forensics.exif.calibration import Calibration, smallest_sample
 from thurl.forensics.exif.detector import Detector
 from thurl.forensics.exif.features import FeatureTable, FeatureTower, Picture, extract_features
 from thurl.forensics.exif.scoring import Rule, threshold_of
@@ -52,7 +52,7 @@ def evaluate_scores(
         photographs: (N,) scores of photographs the detector has never seen; NaN (unusable pictures) are left out.
         generated: name of a generator to the scores of its faces.
         threshold: a picture is called photographic from this score on.
-        calibration: for the two-sided numbers, which are NaN without it.
+        calibration: for the two-sided numbers, which are NaN without it, and where it is too small for half of `rate`.
         rate: false-alarm rate of the two-sided decisions; needs `calibration`.
         limit: faces per generator at most, drawn with `seed`.
         match: draw as many photographs as a generator has faces, as in the papers; False compares with all of them.
@@ -167,22 +167,29 @@ PERTURBATIONS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxy
 
 @dataclass(frozen=True)
 class _Spoiled:
-    """Pictures of a list, opened and changed one batch at a time."""
+    """Pictures of a list, opened and changed one batch at a time, and their face boxes in the changed ones."""
 
     pictures: Sequence[Picture]
+    boxes: Sequence[Sequence[float] | None] | None
     change: Callable[[Image.Image], Image.Image]
     upright: bool
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def one(self, place: int) -> Picture:
+    def one(self, place: int) -> tuple[Picture, Sequence[float] | None]:
         picture = self.pictures[place]
+        box = None if self.boxes is None else self.boxes[place]
         try:
             source = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-            return self.change(open_image(source, upright=self.upright))
+            opened = open_image(source, upright=self.upright)
         except ImageError:
-            return picture  # the tower says what is wrong with it
+            return picture, box  # the tower says what is wrong with it
+        changed = self.change(opened)
+        if box is not None:
+            scale = [after / before for after, before in zip(changed.size, opened.size, strict=True)] * 2
+            box = [side * share for side, share in zip(box, scale, strict=True)]
+        return changed, box
 
 
 def robustness_report(
@@ -193,7 +200,9 @@ def robustness_report(
     rule: Rule | None = None,
     *,
     perturbations: Sequence[str] = tuple(PERTURBATIONS),
+    boxes: Mapping[str, Sequence[Sequence[float] | None]] | None = None,
     chunk: int = 256,
+    progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate again with every picture, photographs too, recompressed, shrunk or blurred; the threshold stays.
@@ -205,7 +214,10 @@ def robustness_report(
         generated: name of a generator to its pictures.
         rule: as in `evaluate_tables`.
         perturbations: names of `PERTURBATIONS`.
+        boxes: face boxes in pixels of the unchanged pictures, or None for a whole one, by generator; those of the
+            photographs under "". Where a perturbation changes the size they follow.
         chunk: pictures held in memory at a time.
+        progress: called with the pictures done so far, every one counted once per perturbation.
         options: of `evaluate_scores`.
 
     Returns:
@@ -220,14 +232,18 @@ def robustness_report(
     detector.check_encoder(tower.encoder)
     upright = bool(getattr(tower.processor, "upright", False))
     report = {}
+    done = 0
     for name in perturbations:
         tables = {}
         for group, pictures in {"": photographs, **generated}.items():
-            spoiled = _Spoiled(pictures, PERTURBATIONS[name], upright)
+            spoiled = _Spoiled(pictures, (boxes or {}).get(group), PERTURBATIONS[name], upright)
             parts = []
             for start in range(0, len(spoiled), chunk):
-                places = range(start, min(start + chunk, len(spoiled)))
-                parts.append(extract_features(tower, [spoiled.one(place) for place in places]))
+                changed = [spoiled.one(place) for place in range(start, min(start + chunk, len(spoiled)))]
+                parts.append(extract_features(tower, [p for p, _ in changed], [box for _, box in changed]))
+                done += len(changed)
+                if progress is not None:
+                    progress(done)
             tables[group] = _joined(parts, group or "photographs")
         real = tables.pop("")
         report[name] = evaluate_tables(detector, real, tables, rule, **options)
@@ -257,7 +273,7 @@ def _metrics(
     if calibration is not None:
         tails = [calibration.p_values(side, two_sided=True) for side in (real, fake)]
         auc_two_sided = roc_auc(*tails)
-        if rate is not None:
+        if rate is not None and _has_two_sides(calibration, rate):
             too_high = float(np.mean(fake > calibration.upper_threshold(rate)))
     return {
         "accuracy": right / (len(real) + len(fake)),
@@ -273,9 +289,14 @@ def _metrics(
 
 
 def _two_sided(scores: np.ndarray, calibration: Calibration | None, rate: float | None) -> float:
-    if calibration is None or rate is None:
+    if calibration is None or rate is None or not _has_two_sides(calibration, rate):
         return math.nan
     return float(np.mean(calibration.generated(scores, rate, two_sided=True)))
+
+
+def _has_two_sides(calibration: Calibration, rate: float) -> bool:
+    """Whether there are thresholds on both sides; one for each needs about twice the photographs of a single one."""
+    return calibration.scores.size >= smallest_sample(rate, two_sided=True)
 
 
 def _usable(scores: Sequence[float] | np.ndarray, name: str) -> tuple[np.ndarray, int]:

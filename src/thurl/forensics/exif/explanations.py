@@ -26,7 +26,7 @@ from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, class_n
 from thurl.ranking import expected_level
 
 
-__all__ = ["Explanation", "explain", "explain_scores", "reference_scores"]
+__all__ = ["Explanation", "check_explainable", "explain", "explain_scores", "reference_scores"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def explain(
     processor: Any,
     pictures: Sequence[Picture],
     *,
+    boxes: Sequence[Sequence[float] | None] | None = None,
     reference: torch.Tensor | None = None,
     batch_size: int = 32,
 ) -> list[Explanation]:
@@ -66,13 +67,16 @@ def explain(
         model: trained, put into evaluation mode.
         processor: its image processor.
         pictures: paths, encoded bytes, PIL pictures or arrays.
+        boxes: a face box in pixels for each picture, None for pictures used whole.
         reference: (M, columns) scores of photographs of the same kind, from `reference_scores`, for ranks.
         batch_size: pictures that go through the model together.
 
     Raises:
+        UsageError: another number of boxes.
         DataError: a converted model whose text tower or heads were not in the checkpoint: its readings are random.
     """
-    scores, errors = _scores(model, processor, pictures, batch_size)
+    check_explainable(model)
+    scores, errors = _scores(model, processor, pictures, boxes, batch_size)
     names = [picture_name(picture, place) for place, picture in enumerate(pictures)]
     found = iter(
         explain_scores(model, scores, [name for name, e in zip(names, errors, strict=True) if not e], reference)
@@ -83,10 +87,31 @@ def explain(
 
 
 def reference_scores(
-    model: BladesModel | ExifOrdinalModel, processor: Any, pictures: Sequence[Picture], *, batch_size: int = 32
+    model: BladesModel | ExifOrdinalModel,
+    processor: Any,
+    pictures: Sequence[Picture],
+    *,
+    boxes: Sequence[Sequence[float] | None] | None = None,
+    batch_size: int = 32,
 ) -> torch.Tensor:
     """(M, columns) scores of the usable ones of `pictures`, for the ranks of `explain`."""
-    return _scores(model, processor, pictures, batch_size)[0]
+    return _scores(model, processor, pictures, boxes, batch_size)[0]
+
+
+def check_explainable(model: Any) -> None:
+    """Raise if a model has nothing to read.
+
+    Raises:
+        DataError: parts of a converted model were not in the checkpoint.
+        UsageError: another kind of model.
+    """
+    if not isinstance(model, BladesModel | ExifOrdinalModel):
+        raise UsageError(f"{type(model).__name__} has no pretext tasks; explain a BladesModel or an ExifOrdinalModel")
+    if model.config.untrained:
+        raise DataError(
+            f"the checkpoint this model was converted from lacked {', '.join(model.config.untrained)}: there is "
+            "nothing to explain with. The encoder is whole, detection works."
+        )
 
 
 def explain_scores(
@@ -104,16 +129,9 @@ def explain_scores(
         reference: (M, columns) scores for ranks.
 
     Raises:
-        DataError: parts of a converted model were not in the checkpoint.
-        UsageError: another kind of model.
+        DataError, UsageError: see `check_explainable`.
     """
-    if not isinstance(model, BladesModel | ExifOrdinalModel):
-        raise UsageError(f"{type(model).__name__} has no pretext tasks; explain a BladesModel or an ExifOrdinalModel")
-    if model.config.untrained:
-        raise DataError(
-            f"the checkpoint this model was converted from lacked {', '.join(model.config.untrained)}: there is "
-            "nothing to explain with. The encoder is whole, detection works."
-        )
+    check_explainable(model)
     rows = scores.detach().cpu().double()
     if isinstance(model, ExifOrdinalModel):
         ordinal = {task: rows[:, column] for column, task in enumerate(HEADS) if task in ORDINAL_TASKS}
@@ -160,17 +178,24 @@ def explain_scores(
 
 
 def _scores(
-    model: BladesModel | ExifOrdinalModel, processor: Any, pictures: Sequence[Picture], batch_size: int
+    model: BladesModel | ExifOrdinalModel,
+    processor: Any,
+    pictures: Sequence[Picture],
+    boxes: Sequence[Sequence[float] | None] | None,
+    batch_size: int,
 ) -> tuple[torch.Tensor, list[str]]:
     """Scores of the usable pictures, and an error or "" for each."""
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least 1 is needed")
+    if boxes is not None and len(boxes) != len(pictures):
+        raise UsageError(f"{len(boxes)} boxes for {len(pictures)} pictures; one each, None for a whole picture")
     model.eval()
     device = next(model.parameters()).device
     errors, parts, waiting = [], [], []
     for place, picture in enumerate(pictures):
+        box = None if boxes is None else boxes[place]
         try:
-            waiting.append(processor([picture], return_tensors="pt")["pixel_values"][0])
+            waiting.append(processor([picture], boxes=[box], return_tensors="pt")["pixel_values"][0])
             errors.append("")
         except (ImageError, ValueError) as error:
             errors.append(str(error) or type(error).__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,14 +154,20 @@ def visual_tower(model: Any) -> ExifEncoder:
 
 
 def extract_features(
-    tower: FeatureTower, pictures: Sequence[Picture], boxes: Sequence[Sequence[float] | None] | None = None
+    tower: FeatureTower,
+    pictures: Sequence[Picture],
+    boxes: Sequence[Sequence[float] | None] | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> FeatureTable:
-    """The table of `pictures`; see `FeatureTower.batches`."""
+    """The table of `pictures`; see `FeatureTower.batches`. `progress` is called with the pictures done so far."""
     errors: list[str] = []
     parts = [torch.empty(0, tower.encoder.config.feature_size)]
     for batch_errors, features in tower.batches(pictures, boxes):
         errors += batch_errors
         parts.append(features)
+        if progress is not None:
+            progress(len(errors))
     names = [picture_name(picture, place) for place, picture in enumerate(pictures)]
     return FeatureTable(torch.cat(parts), names, errors, tower.fingerprint, tower.transform)
 

@@ -34,6 +34,7 @@ from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.exif.settings import NOT_WRITTEN, PLAUSIBLE, SETTINGS, CameraSettings
 from thurl.forensics.exif.tasks import ORDINAL_TASKS, class_names
 from thurl.messages import nearest
+from thurl.training.results import write_atomically
 
 
 __all__ = ["PARTS", "FaceRecord", "read_manifest", "split_records", "write_manifest"]
@@ -74,9 +75,9 @@ class FaceRecord:
 
 
 def write_manifest(path: str | os.PathLike[str], records: Sequence[FaceRecord]) -> None:
-    """Writes records in their order; the same records give the same bytes."""
+    """Writes records in their order, in one step; the same records give the same bytes."""
     lines = [json.dumps(_to_json(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_atomically(path, "".join(lines))
 
 
 def read_manifest(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,10 +23,14 @@ from thurl.forensics.exif.reader import EXIF_FORMATS, MAX_BYTES, read_exif, read
 from thurl.messages import printable
 
 
-__all__ = ["GROUPINGS", "SUFFIXES", "ScanResult", "SkippedFile", "scan_folder"]
+__all__ = ["GROUPINGS", "SUFFIXES", "UNREAD", "ScanResult", "SkippedFile", "scan_folder"]
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp")
 """Endings of the files a scan looks at, in any case; the content decides about the rest."""
+
+UNREAD = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf", ".rw2", ".tif",
+          ".tiff")  # fmt: skip
+"""Endings of photographs that a scan counts and leaves alone; convert them to JPEG with their metadata kept."""
 
 GROUPINGS = ("folder", "camera", "file")
 """What makes a group: the file's folder, the camera's maker and model, or nothing but the file itself."""
@@ -46,10 +51,12 @@ class ScanResult:
     Args:
         records: photographs with at least one setting, sorted by path; paths are relative to the folder.
         skipped: all other files with one of `SUFFIXES`, sorted by path.
+        not_read: ending of `UNREAD` to the number of such files: photographs in formats that nothing here reads.
     """
 
     records: list[FaceRecord]
     skipped: list[SkippedFile]
+    not_read: Mapping[str, int] = field(default_factory=dict)
 
 
 def scan_folder(
@@ -91,9 +98,12 @@ def scan_folder(
     root = Path(folder)
     if not root.is_dir():
         raise MissingRequirementError(f"folder {str(root)!r} does not exist; give the folder of the photographs")
-    names = sorted(_pictures(root))
+    names = sorted(_files(root, SUFFIXES))
+    not_read = _by_ending(_files(root, UNREAD))
     if not names:
-        raise MissingRequirementError(f"folder {str(root)!r} holds no file ending in {', '.join(SUFFIXES)}")
+        others = "".join(f"; {count} {ending} files are there, convert them to JPEG with their metadata kept"
+                         for ending, count in not_read.items())  # fmt: skip
+        raise MissingRequirementError(f"folder {str(root)!r} holds no file ending in {', '.join(SUFFIXES)}{others}")
     work = partial(
         _examine,
         root=root,
@@ -117,7 +127,7 @@ def scan_folder(
             records.append(found)
         if progress is not None:
             progress(done, len(names))
-    return ScanResult(records, skipped)
+    return ScanResult(records, skipped, not_read)
 
 
 def _map(
@@ -132,12 +142,16 @@ def _map(
         yield from pool.map(work, names, chunksize=32)
 
 
-def _pictures(root: Path) -> Iterator[str]:
+def _files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
     for place, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(endings) and not name.startswith("."):
                 yield Path(place, name).relative_to(root).as_posix()
+
+
+def _by_ending(names: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(os.path.splitext(name)[1].lower() for name in names).items()))
 
 
 def _examine(
@@ -173,9 +187,10 @@ def _examine(
             return SkippedFile(name, str(error).removeprefix(f"{name}: "))
         size = size or picture.size
     maker = str(reading.raw.get("Make") or "")
-    # Many makers repeat their name in the model's.
+    # Many makers repeat a part of their name in the model's: "NIKON CORPORATION", "NIKON D70".
     model = reading.model
-    camera = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}".strip()
+    repeated = model.casefold().split()[:1] and model.casefold().split()[0] in maker.casefold().split()
+    camera = model if repeated else f"{maker} {model}".strip()
     group = {"folder": os.path.dirname(name) or ".", "camera": camera or "unknown", "file": name}[group_by]
     return FaceRecord(
         image=name,

@@ -18,7 +18,6 @@ from typing import Any
 from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.calibration import Drift
 from thurl.forensics.exif.detector import Detector, load_detector
-from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.features import FeatureTower, Picture, picture_name
 from thurl.training.results import write_atomically
 
@@ -136,13 +135,11 @@ class FaceDetector:
         """Load a trained model's folder (encoder and `preprocessor_config.json`) and a detector file.
 
         Raises:
-            DataError, MissingRequirementError: see `load_detector`.
+            DataError, MissingRequirementError: see `load_tower` and `load_detector`.
         """
-        from thurl.forensics.exif.processing import FaceImageProcessor
+        from thurl.forensics.exif.loading import load_tower
 
-        processor = FaceImageProcessor.from_pretrained(encoder)
-        model = ExifEncoder.from_pretrained(encoder).to(device)
-        tower = FeatureTower(model, processor, batch_size=batch_size, workers=workers)
+        tower = load_tower(encoder, device=device, batch_size=batch_size, workers=workers)
         return cls(tower, load_detector(detector))
 
     def iterate(

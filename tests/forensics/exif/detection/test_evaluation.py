@@ -116,6 +116,45 @@ def test_perturbations_do_what_they_say():
     assert np.abs(np.diff(blurred, axis=0)).mean() < 0.8 * np.abs(np.diff(pixels, axis=0)).mean()
 
 
+def test_boxes_follow_a_change_of_size(tower, one_class):
+    from thurl.forensics.exif.features import extract_features
+
+    face = photographs(8, seed=5)[0]
+    large = np.zeros((8, 100, 120, 3), np.uint8)
+    large[:, 20:60, 30:70] = face
+    box = (35.0, 25.0, 65.0, 55.0)
+    seen = []
+    report = robustness_report(
+        tower,
+        one_class,
+        list(large),
+        {"same": list(large)},
+        perturbations=("none", "resize_0.5"),
+        boxes={"": [box] * 8, "same": [box] * 8},
+        progress=seen.append,
+        limit=8,
+    )
+    assert seen == [8, 16, 24, 32]
+    for name, factor in (("none", 1), ("resize_0.5", 2)):
+        pictures = [PERTURBATIONS[name](Image.fromarray(picture)) for picture in large]
+        table = extract_features(tower, pictures, [tuple(side / factor for side in box)] * 8)
+        expected = evaluate_tables(one_class, table, {"same": table})
+        for key, value in expected["photographs"].items():
+            assert report[name]["photographs"][key] == pytest.approx(value, nan_ok=True)
+
+
+def test_a_small_calibration_leaves_the_two_sided_numbers_undefined():
+    from thurl.forensics.exif.calibration import Calibration
+
+    scores = np.arange(30.0)
+    calibration = Calibration.of(scores, [0.05])  # 19 are enough for one side, 39 are needed for two
+    found = evaluate_scores(scores, {"a": scores - 40}, threshold=0.0, calibration=calibration, rate=0.05)
+    entry = found["generators"]["a"]
+    assert entry["tpr"] == 1 and entry["auc_two_sided"] > 0.9
+    assert math.isnan(entry["tpr_two_sided"]) and math.isnan(entry["too_high"])
+    assert math.isnan(found["photographs"]["fpr_two_sided"])
+
+
 def test_the_report_without_perturbation_is_the_plain_evaluation(tower, one_class, tmp_path):
     real = list(photographs(30, seed=5)[0])
     path = tmp_path / "broken.png"

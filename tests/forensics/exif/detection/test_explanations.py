@@ -103,6 +103,22 @@ def test_bad_pictures_keep_their_place(blades, processor, pictures, tmp_path):
     assert explain(blades, processor, []) == []
 
 
+def test_boxes_choose_what_is_read(blades, processor, pictures):
+    large = np.zeros((90, 90, 3), np.uint8)
+    large[20:60, 30:70] = pictures[0]
+    box = (35.0, 25.0, 65.0, 55.0)
+    cut = processor.cut(large, box)
+    found, whole = explain(blades, processor, [large, large], boxes=[box, None])
+    expected, other = explain(blades, processor, [cut, large])
+    assert found.manipulated == pytest.approx(expected.manipulated, abs=1e-5)
+    assert whole.manipulated == pytest.approx(other.manipulated, abs=1e-5) != found.manipulated
+    torch.testing.assert_close(
+        reference_scores(blades, processor, [large], boxes=[box]), reference_scores(blades, processor, [cut])
+    )
+    with pytest.raises(UsageError, match="1 boxes for 2 pictures"):
+        explain(blades, processor, [large, large], boxes=[box])
+
+
 def test_models_with_other_columns(processor, pictures):
     torch.manual_seed(0)
     config = BladesConfig(encoder_config=ENCODER, text_config=TEXT, columns={"iso": 3, "fine_face": 2})
