@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thurl.data.formats.by_reference import read_by_reference
 from thurl.data.formats.clive import read_clive
 from thurl.data.formats.official import COLUMNS, read_jsonl, read_official, read_text_columns
 from thurl.data.formats.plain import read_csv
@@ -96,6 +97,7 @@ LABEL_FORMATS: dict[str, LabelFormat] = {
             ("Images", "Images/trainingImages", "trainingImages"),
         ),
         LabelFormat("agiqa", "AGIQA-3K data.csv", read_agiqa),
+        LabelFormat("by_reference", "folder of <reference>.txt: image[,reference],mos[,variance]", read_by_reference),
         LabelFormat("hub", "Hub data set or save_to_disk folder", _read_hub, is_file=False),
     )
 }

@@ -57,6 +57,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.face_restoration_run:run",
         summary="blind restoration of faces or photographs, a compact baseline; not from a paper",
     ),
+    "afine": Method(
+        recipe="thurl.recipe.afine:AFineRecipe",
+        run="thurl.recipe.afine_run:run",
+        summary="full-reference image quality with imperfect references, three stages (arXiv 2503.11221)",
+    ),
 }
 
 

@@ -72,7 +72,9 @@ def _model(model: Any) -> list[str]:
     name = model.name_or_path
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _folder_problems(folder, getattr(model, "needs_processor", True))
+        return _folder_problems(
+            folder, getattr(model, "needs_processor", True), getattr(model, "needs_tokenizer", True)
+        )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local:
         return [f"model weights: folder {name} does not exist; point `model.name_or_path` to one, or use a Hub name"]
@@ -86,7 +88,7 @@ def _model(model: Any) -> list[str]:
     return [f"model weights: {name} is not on this machine ({lacking}) and {why}; {fetch}"] if why else []
 
 
-def _folder_problems(folder: Path, processor: bool = True) -> list[str]:
+def _folder_problems(folder: Path, processor: bool = True, tokenizer: bool = True) -> list[str]:
     lacking = []
     if not (folder / "config.json").is_file():
         lacking.append("config.json")
@@ -99,7 +101,8 @@ def _folder_problems(folder: Path, processor: bool = True) -> list[str]:
     wanted = ("preprocessor_config.json", "processor_config.json")
     if processor and not any((folder / name).is_file() for name in wanted):
         lacking.append("preprocessor_config.json or processor_config.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    names = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if tokenizer and not any((folder / name).is_file() for name in names):
         lacking.append("tokenizer.json")
     return [f"model weights: folder {folder} lacks {', '.join(lacking)}"] if lacking else []
 

@@ -312,14 +312,15 @@ def _places(data: Any, pattern: Location, done: Location = ()) -> Iterator[tuple
 
 
 def _file_keys(source_format: str) -> tuple[str, ...]:
-    if source_format == "degraded_photos":
+    if source_format in ("degraded_photos", "distorted_photos", "textures"):
         return ("photos",)
     if source_format in ("bundled_photos", "folder"):
         return ("folder",) if source_format == "folder" else ()
     if source_format in QUESTION_FORMATS:
         return ("file",)
     known = LABEL_FORMATS.get(source_format)
-    return ("labels", "images", "references") if known is None or known.is_file else ("images", "references")
+    usual = ("images", "references", "reference_list")
+    return ("labels", *usual) if known is None or known.is_file else usual
 
 
 def _copy(value: Any) -> Any:
