@@ -5,8 +5,8 @@
 
 The held-out squares of the recipe become folders of PNG files, as an entry to the evaluator is one: the degraded
 input, each clean-up at the strength that is best on the validation photographs, and the pictures of the network. Each
-folder is evaluated with the originals and the inputs beside it. One record per model folder; the seed is the number its
-name ends with, and the one its squares are drawn from.
+folder is evaluated with the originals and the inputs beside it. One record per model folder; its seed is the number
+that the folder's name ends with, and its squares are drawn from it.
 
 Bar, from before the runs: the network is above the input and above the bicubic clean-up in each measure that compares
 with the original (`AGAINST_ORIGINAL`). The other measures have no original and are reported.
