@@ -195,7 +195,7 @@ def _read_tensors(path: str) -> dict[str, torch.Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: not a safetensors file ({_short(error)})") from None
-    from thurl.iqa.face_restoration.checkpoints import read_checkpoint
+    from thurl.training.released_files import read_checkpoint
 
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):

@@ -16,13 +16,9 @@ from safetensors.torch import load_file
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.iqa.face_restoration.adaface import DEPTHS, AdaFaceConfig, AdaFaceModel
-from thurl.iqa.face_restoration.checkpoints import (
-    adaface_from_official,
-    convert_adaface,
-    load_adaface,
-    read_checkpoint,
-)
+from thurl.iqa.face_restoration.checkpoints import adaface_from_official, convert_adaface, load_adaface
 from thurl.iqa.face_restoration.statistics import convert_statistics, load_statistics
+from thurl.training.released_files import read_checkpoint
 
 
 FOLDER = Path(__file__).parents[2] / "golden"

@@ -30,12 +30,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.blades import BladesModel
 from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrdinalConfig, FaceHeadConfig
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.head import FaceHead
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
+from thurl.training.released_files import read_checkpoint
 
 
 __all__ = [
@@ -111,16 +112,7 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         MissingRequirementError: no such file.
         DataError: not a checkpoint, one that holds more than tensors and plain values, or one without tensors.
     """
-    if not os.path.isfile(path):
-        raise MissingRequirementError(f"{path}: no such file; download the released checkpoint first")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
-    except Exception as error:  # the unpickler raises whatever a broken file leads it to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{path}: not a checkpoint of tensors and plain values ({reason}); download it again, and do not open it "
-            "in any other way if you do not trust it"
-        ) from None
+    content = read_checkpoint(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):

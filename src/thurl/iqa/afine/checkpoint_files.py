@@ -1,4 +1,4 @@
-"""Reading the files of a release as tensors and nothing else: the only place of A-FINE that opens a pickle."""
+"""The files of a release of A-FINE as its parts: names to tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from thurl.errors import DataError, MissingRequirementError
+from thurl.training.released_files import read_checkpoint
 
 
 __all__ = ["STAGE_FILES", "read_official", "read_state"]
@@ -66,20 +67,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise MissingRequirementError(f"{path}: no such file; download the checkpoint first")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
-    except Exception as error:  # the unpickler raises whatever a broken file leads it to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{path}: not a checkpoint of tensors and plain values ({reason}); download it again, and do not open it "
-            "in any other way if you do not trust it. Of OpenAI's TorchScript archives save the state dictionary"
-        ) from None
+    content = read_checkpoint(path)
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__}; a dictionary is needed")
     return content

@@ -6,60 +6,26 @@
 | `pt_inception-2015-12-05-*.pth` | state dict of the FID network | read as it is (`fid_network`) |
 | `inception_FFHQ_512.pth` | mapping with numpy arrays `mean` and `cov` | `.npz` (`statistics`) |
 
-Everything is read with `weights_only=True`. A Lightning file also holds the training's settings in containers of other
-packages; those become plain dictionaries; the packages are not imported.
+Read by `thurl.training.released_files.read_checkpoint`.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.errors import DataError, UsageError
 from thurl.iqa.face_restoration.adaface import DEPTHS, AdaFaceConfig, AdaFaceModel
+from thurl.training.released_files import read_checkpoint
 
 
-__all__ = ["adaface_from_official", "convert_adaface", "load_adaface", "read_checkpoint"]
+__all__ = ["adaface_from_official", "convert_adaface", "load_adaface"]
 
 _PREFIX = "model."
-
-# What numpy arrays consist of in a pickle. All three only rebuild numbers; arrays of objects are refused afterwards.
-_NUMPY_TYPES = ("float64", "float32", "int64", "int32")
-
-
-class _Settings:
-    """Stand-in for a container of another package: makes a plain dictionary, whatever it is asked to be."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        return OrderedDict()  # of the containers that torch fills and restores, the one that fits all of them
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Content of a torch file, on the CPU; nothing in it is executed.
-
-    Raises:
-        MissingRequirementError: no such file.
-        DataError: not a torch file, or one with something else than tensors, numpy numbers and plain containers.
-    """
-    if not os.path.isfile(path):
-        raise MissingRequirementError(f"{path}: no such file; download the released checkpoint first")
-    try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        allowed = [*_numpy_parts(), *((_Settings, name) for name in others if _is_settings(name))]
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
-    except Exception as error:  # the unpickler raises whatever a broken file leads it to
-        reason = _reason(error)
-        raise DataError(
-            f"{path}: not a checkpoint of tensors and plain values ({reason}); download it again, and do not open it "
-            "in any other way if you do not trust it"
-        ) from None
 
 
 def adaface_from_official(state: Mapping[str, Any], architecture: str | None = None) -> AdaFaceModel:
@@ -147,32 +113,3 @@ def _state_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__}; a mapping from names to tensors is needed")
     return content
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without torch's advice to load the file unsafely."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "GLOBAL" in line or line.startswith("Can only")]
-    first = (told or lines or [type(error).__name__])[0]
-    return "it holds other objects" if "Re-running" in first else first.partition(". Please use")[0]
-
-
-def _numpy_parts() -> list[Any]:
-    rebuild = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    # The module moved in numpy 2; files written before and after name different places.
-    names = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    names += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds = [type(np.dtype(name)) for name in _NUMPY_TYPES]
-    return [*names, np.ndarray, np.dtype, *kinds]
-
-
-def _is_settings(name: str) -> bool:
-    """Containers in which Lightning and argparse keep the settings of a training run."""
-    package = name.split(".")[0]
-    return package in ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf") or name in (
-        "argparse.Namespace",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-        "collections.defaultdict",
-    )

@@ -40,7 +40,7 @@ def fid_network(state: Mapping[str, Any] | None = None) -> nn.Module:
     """The FID network in evaluation mode.
 
     Args:
-        state: tensors of the released file, from `thurl.iqa.face_restoration.checkpoints.read_checkpoint`; None leaves
+        state: tensors of the released file, from `thurl.training.released_files.read_checkpoint`; None leaves
             random weights, for tests.
 
     Raises:

@@ -10,13 +10,13 @@ import torch
 
 from thurl.data.images import ImageError
 from thurl.errors import DataError, MissingRequirementError
-from thurl.iqa.face_restoration.checkpoints import read_checkpoint
 from thurl.iqa.face_restoration.frechet import feature_moments
 from thurl.iqa.face_restoration.inception import fid_network, inception_features, torchvision_network
 from thurl.iqa.face_restoration.interface import MetricContext
 from thurl.iqa.face_restoration.pictures import read_picture
 from thurl.iqa.face_restoration.set_metrics import FID_WEIGHTS, TORCHVISION_WEIGHTS
 from thurl.iqa.face_restoration.statistics import FeatureStatistics
+from thurl.training.released_files import read_checkpoint
 
 
 __all__ = ["NETWORKS", "reference_statistics"]

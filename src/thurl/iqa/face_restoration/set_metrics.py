@@ -172,8 +172,8 @@ class TorchvisionFid(FrechetMetric):
     explicit = True
 
     def load_network(self) -> torch.nn.Module:
-        from thurl.iqa.face_restoration.checkpoints import read_checkpoint
         from thurl.iqa.face_restoration.inception import torchvision_network
+        from thurl.training.released_files import read_checkpoint
 
         return torchvision_network(read_checkpoint(self.context.require(TORCHVISION_WEIGHTS)))
 
@@ -213,7 +213,7 @@ class Kid(FeatureDistance):
 
 
 def _fid_network(context: MetricContext) -> torch.nn.Module:
-    from thurl.iqa.face_restoration.checkpoints import read_checkpoint
     from thurl.iqa.face_restoration.inception import fid_network
+    from thurl.training.released_files import read_checkpoint
 
     return fid_network(read_checkpoint(context.require(FID_WEIGHTS)))

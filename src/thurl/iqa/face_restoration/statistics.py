@@ -116,7 +116,7 @@ def convert_statistics(
     Raises:
         DataError, MissingRequirementError: the file cannot be used.
     """
-    from thurl.iqa.face_restoration.checkpoints import read_checkpoint
+    from thurl.training.released_files import read_checkpoint
 
     content = read_checkpoint(path)
     if not isinstance(content, Mapping) or not {"mean", "cov"} <= set(content):

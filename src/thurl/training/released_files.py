@@ -1,0 +1,85 @@
+"""Released files as tensors and plain values: the one place that opens a pickle, and nothing in it is executed.
+
+Torch's files are read with `weights_only=True`. A Lightning file also holds the settings of its training in containers
+of other packages; those become plain dictionaries, and the packages are not imported. What a file means is for its
+method to say (`thurl.forensics.exif.official`, `thurl.iqa.afine.checkpoint_files`,
+`thurl.iqa.face_restoration.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from thurl.errors import DataError, MissingRequirementError
+
+
+__all__ = ["read_checkpoint"]
+
+# What numpy arrays consist of in a pickle. All three only rebuild numbers; arrays of objects are refused afterwards.
+_NUMPY_TYPES = ("float64", "float32", "int64", "int32")
+
+
+class _Settings:
+    """Stand-in for a container of another package: makes a plain dictionary, whatever it is asked to be."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()  # of the containers that torch fills and restores, the one that fits all of them
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """Content of a torch or safetensors file, on the CPU; nothing in it is executed.
+
+    Raises:
+        MissingRequirementError: no such file.
+        DataError: no such format, or a file with something else than tensors, numpy numbers and plain containers.
+    """
+    if not os.path.isfile(path):
+        raise MissingRequirementError(f"{path}: no such file; download the released checkpoint first")
+    try:
+        if os.fspath(path).endswith(".safetensors"):
+            return load_file(path)
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        allowed = [*_numpy_parts(), *((_Settings, name) for name in others if _is_settings(name))]
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
+    except Exception as error:  # the unpickler raises whatever a broken file leads it to
+        reason = _reason(error)
+        raise DataError(
+            f"{path}: not a checkpoint of tensors and plain values ({reason}); download it again, and do not open it "
+            "in any other way if you do not trust it. Of TorchScript archives save the state dictionary"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice to load the file unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "GLOBAL" in line or line.startswith("Can only")]
+    first = (told or lines or [type(error).__name__])[0]
+    return "it holds other objects" if "Re-running" in first else first.partition(". Please use")[0]
+
+
+def _numpy_parts() -> list[Any]:
+    rebuild = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    # The module moved in numpy 2; files written before and after name different places.
+    names = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    names += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(name)) for name in _NUMPY_TYPES]
+    return [*names, np.ndarray, np.dtype, *kinds]
+
+
+def _is_settings(name: str) -> bool:
+    """Containers in which Lightning and argparse keep the settings of a training run."""
+    package = name.split(".")[0]
+    return package in ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf") or name in (
+        "argparse.Namespace",
+        "pathlib.PosixPath",
+        "pathlib._local.PosixPath",
+        "collections.defaultdict",
+    )
