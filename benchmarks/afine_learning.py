@@ -192,6 +192,7 @@ def with_rows(record: dict[str, Any]) -> dict[str, Any]:
         }
         for name in SETS
     }
+    found["misses"] = ", ".join(record["missed"]) or "nothing"
     if "control_adapter" in record:
         found[f"control_{record['content']}"] = {name: record["control_adapter"][name] for name in SETS}
     return found
