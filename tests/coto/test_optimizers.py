@@ -28,7 +28,7 @@ def test_touch_gives_zeros_and_changes_nothing_else():
 
 def run(adapted, tokens, apply=apply_coto, guard=True, accumulate=1, **options):
     """Weights after eight AdamW steps with clipping, what had a gradient, and the norms."""
-    model = adapted()
+    model = adapted().double()  # AdamW makes much of the rounding of small gradients, which differs by processor
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
     coto = apply(model, CoToConfig(initial_p=0.3), total_steps=1000, **options)
