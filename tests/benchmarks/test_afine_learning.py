@@ -72,8 +72,10 @@ def test_each_bar_can_be_missed(study, when, references, score, value, missed):
 
 
 def test_rows_for_the_tables(study):
-    row = study.with_rows(GOOD)
+    row = study.with_rows(GOOD | {"missed": []})
     assert study.with_rows(row) == row
+    assert row["misses"] == "nothing"
+    assert study.with_rows(GOOD | {"missed": ["untrained", "fidelity_drop"]})["misses"] == "untrained, fidelity_drop"
     assert row["textures"]["imperfect"] == {
         "mse": 0.78,
         "naturalness_before": 0.5,
