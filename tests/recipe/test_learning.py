@@ -92,9 +92,9 @@ def test_camera_settings_are_learned():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_blades_learns_settings_and_weights():
-    """Bars: ISO above 0.9, in the control below it, false alarms within 3 standard errors, all weights moved."""
+    """Bars: ISO above 0.9, false alarms within 3 standard errors, all weights moved, the control within 0.25 of 0."""
     _, (run,) = exif_records("blades", 1)
     assert run["settings"]["iso"]["srcc_after"] > 0.9, run
-    assert not (run["settings"]["iso"]["srcc_control"] or 0) > 0.9, run
     assert all(entry["within"] for entry in run["false_alarms"].values()), run
     assert all(weight != 1 for weight in run["weights"].values()), run
+    assert all(abs(entry["srcc_control"] or 0) < 0.25 for entry in run["settings"].values()), run

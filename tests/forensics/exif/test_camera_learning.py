@@ -93,11 +93,10 @@ def test_from_scenes_to_a_falling_loss(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_settings_are_learned_and_shuffled_labels_are_not(tmp_path):
-    """Bars: correlations ISO > 0.95, focal length > 0.75, aperture > 0.6; ranking losses of these below 0.2, and of
-    every setting at chance, 0.29 less 0.02, or above after training on shuffled labels.
+    """Bars set beforehand: ISO > 0.95, focal length > 0.75, aperture > 0.6, shuffled labels within 0.25 of 0.
 
-    The control is judged by the loss, not by the correlation, which ignores scale: a score that hardly moves may
-    follow the noise of a picture quite well (docs/exif.md). The bars of the losses were set on seed 1.
+    The last one is missed on some seeds (docs/exif.md): a correlation ignores scale, and a score that hardly moves may
+    follow the noise of a picture quite well. The ranking losses tell the two apart; their bars were set on seed 1.
     """
     seed = secrets.randbelow(10**6)  # a fresh one each time; the message names it
     records = manifest(tmp_path, 1500, seed=seed)
@@ -107,7 +106,7 @@ def test_settings_are_learned_and_shuffled_labels_are_not(tmp_path):
     shuffled = [replace(r, settings=learners[i].settings) for r, i in zip(learners, order, strict=True)]
     control, control_losses = judged(train(shuffled, steps=260, seed=seed)[0], held_out)
     where = f"seed {seed}: learned {learned} {losses}, control {control} {control_losses}"
-    print(where)
     assert learned["iso"] > 0.95 and learned["focal_length"] > 0.75 and learned["aperture"] > 0.6, where
     assert all(losses[task] < 0.2 for task in ("iso", "focal_length", "aperture")), where
     assert all(loss > CHANCE - 0.02 for loss in control_losses.values()), where
+    assert all(abs(value) < 0.25 for value in control.values()), where
