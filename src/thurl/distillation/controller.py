@@ -1,4 +1,4 @@
-"""Target size: bits in, lambda out. A PI controller on logarithms, and the reference it follows. Ours, no paper has it.
+"""Target size: bits in, lambda out. A PI controller on logarithms, and the reference it follows. Not in the paper.
 
 The objective is `bits per pixel + lambda * utility`: a larger lambda buys bits. How many is not known beforehand, and
 differs from data set to data set by orders of magnitude, so lambda is found while training. Bits follow lambda with a
@@ -53,7 +53,9 @@ class RateControl:
         if not (self.proportional >= 0 and self.integral > 0 and self.largest_change > 0):
             problems.append("gains: proportional must be 0 or more, integral and largest_change above 0")
         if not 0 < self.smallest < self.largest:
-            problems.append(f"lambda: bounds {self.smallest:g} and {self.largest:g} must be above 0, the smaller first")
+            problems.append(
+                f"lambda: bounds {self.smallest:g} and {self.largest:g} must be above 0, the smaller first"
+            )
         if not 0 <= self.ramp <= 1:
             problems.append(f"ramp: {self.ramp} must be 0 to 1")
         if problems:
