@@ -176,8 +176,24 @@ class DistilledSet(PreTrainedModel):
         if hard:
             images = _eight_bits(images)
         mean, std = (v.to(images).view(1, -1, 1, 1) for v in (objective.mean, objective.std))
-        utility = objective.utility.loss((images - mean) / std, self.labels, objective.real, generator)
-        return JointOutput(loss=rate + objective.weight * utility, terms={"rate": rate, "utility": utility})
+        # Lambda scales what reaches the pictures, not what the utility itself learns (the student's step size).
+        images = _ScaledGradient.apply((images - mean) / std, objective.weight)
+        utility = objective.utility.loss(images, self.labels, objective.real, generator)
+        loss = rate + utility + (objective.weight - 1) * utility.detach()
+        return JointOutput(loss=loss, terms={"rate": rate, "utility": utility})
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.factor * gradient, None
 
 
 def _eight_bits(pictures: torch.Tensor) -> torch.Tensor:

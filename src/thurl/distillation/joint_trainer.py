@@ -102,7 +102,7 @@ class JointTrainer(MethodTrainer):
         args.remove_unused_columns, args.train_sampling_strategy = False, "sequential"
         super().__init__(model, args, train_dataset=_Steps(args.max_steps), **kwargs)
         self.rate, self.update_every = rate, update_every
-        self.control = first_state(rate, start) if isinstance(rate, RateControl) else None
+        self.controller = first_state(rate, start) if isinstance(rate, RateControl) else None
         self.bits: float | None = None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -115,11 +115,16 @@ class JointTrainer(MethodTrainer):
         if isinstance(self.rate, LambdaSchedule):
             objective.weight = self.rate.value(step)
             return
-        assert self.control is not None
+        assert self.controller is not None
         if step % self.update_every == 0:
             _, self.bits = decoded(self.model.codecs, objective.latents_at_once)
-            self.control = controlled(self.rate, self.control, self.bits, step / objective.steps)
-        objective.weight = self.control.value
+            self.controller = controlled(self.rate, self.controller, self.bits, step / objective.steps)
+        objective.weight = self.controller.value
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.model.objective.utility.update()
+        return loss
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         norms = torch.cat([clip_gradients(codec.parameters(), self.args.max_grad_norm) for codec in self.model.codecs])
@@ -148,10 +153,10 @@ class JointTrainer(MethodTrainer):
 
     def resume_state(self) -> dict[str, Any]:
         state = {**super().resume_state(), "utility": self.model.objective.utility.state_dict(), "bits": self.bits}
-        return {**state, "control": None if self.control is None else asdict(self.control)}
+        return {**state, "control": None if self.controller is None else asdict(self.controller)}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         super().load_resume_state(state)
         self.model.objective.utility.load_state_dict(state["utility"])
         self.bits = state["bits"]
-        self.control = None if state["control"] is None else ControlState(**state["control"])
+        self.controller = None if state["control"] is None else ControlState(**state["control"])
