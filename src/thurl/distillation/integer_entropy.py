@@ -106,8 +106,7 @@ class LevelPlan:
         self.grid = np.zeros(((height + _ABOVE) * stride, samples))
         rows, columns = np.divmod(np.arange(height * width), width)
         self.cells = (rows + _ABOVE) * stride + columns + _ASIDE
-        offsets = np.array([row * stride + column for row, column in context_offsets(config.context)])
-        self.neighbours = self.cells[:, None] + offsets
+        self.offsets = np.array([row * stride + column for row, column in context_offsets(config.context)])
 
     def fill(self, latents: NDArray[np.int32]) -> None:
         """Put latents (samples, height, width) into the grid."""
@@ -141,10 +140,10 @@ def level_blocks(coded: CodedSlice) -> Iterator[tuple[int, Integers, Integers]]:
         plan = LevelPlan(coded.config, coded.config.level_sizes[level], samples)
         plan.fill(coded.latents[level])
         for start in range(0, len(plan.cells), step):
-            inside = plan.neighbours[start : start + step].T
-            contexts = plan.grid[inside].reshape(len(inside), -1)
+            cells = plan.cells[start : start + step]
+            contexts = plan.grid[plan.offsets[:, None] + cells].reshape(len(plan.offsets), -1)
             rows, whole = network.predict(contexts)
-            values = plan.grid[plan.cells[start : start + step]].reshape(-1).astype(np.int64)
+            values = plan.grid[cells].reshape(-1).astype(np.int64)
             yield level, values - whole, rows
 
 
