@@ -1,0 +1,100 @@
+"""Card of a distilled data set: README.md with the metadata the Hub reads, and all bits counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from thurl.distillation.coded import CodedDataset
+
+
+__all__ = ["dataset_card", "pixel_bits"]
+
+PAPER = "Dataset Distillation as Data Compression: A Rate-Utility Perspective"
+PAPER_ID = "2507.17221"
+
+
+def pixel_bits(dataset: CodedDataset) -> dict[str, int]:
+    """Bits that the same number of pictures takes as plain numbers, by their kind."""
+    config = dataset.slices[0].config
+    values = len(dataset.labels) * config.channels * config.height * config.width
+    return {"fp32": 32 * values, "fp16": 16 * values, "8 bits": 8 * values}
+
+
+def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, license: str | None = None) -> str:
+    """The text of the card.
+
+    Args:
+        dataset: what the card is of.
+        rate: of its file, `thurl.distillation.ddr.Rate.row`.
+        name: headline.
+        license: of the data, an identifier of the Hub; None: not said.
+    """
+    from huggingface_hub import DatasetCardData
+
+    data = DatasetCardData(
+        license=license,
+        task_categories=["image-classification"],
+        pretty_name=_line(name),
+        tags=["dataset-distillation", "thurl"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+    )
+    config, samples, classes = dataset.slices[0].config, len(dataset.labels), len(dataset.classes)
+    bits = {part: rate[part] for part in ("latents", "nets", "labels", "header")}
+    rows = [(part, f"{count:,}", f"{100 * count / rate['total_bits']:.1f}") for part, count in bits.items()]
+    rows.append(("all: the file `data.ddr`", f"{rate['total_bits']:,}", "100.0"))
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {_line(name)}\n",
+        f"{samples:,} synthetic pictures of {config.width}x{config.height} pixels and {config.channels} channels in "
+        f"{classes:,} classes, distilled for training classifiers and stored as a compressed file of "
+        f"{rate['total_bits'] // 8:,} bytes. Method: {PAPER} ([{PAPER_ID}](https://arxiv.org/abs/{PAPER_ID})).\n",
+        "## Size\n",
+        _table(("part", "bits", "%"), rows),
+        f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The same pictures as plain numbers:\n",
+        _table(
+            ("pixels as", "bits", "times the file"),
+            [(kind, f"{count:,}", f"{count / rate['total_bits']:.1f}") for kind, count in pixel_bits(dataset).items()],
+        ),
+        "Papers mostly count pixels as fp32; the row of 8 bits is the fairer one.\n",
+        "## Loading\n",
+        "`data.ddr` is the data set; the Parquet file holds the same pictures decoded, for viewers and for\n"
+        "`datasets.load_dataset`, and is larger.\n",
+        "```python\n"
+        "from huggingface_hub import hf_hub_download\n"
+        "from thurl.distillation import ddr\n\n"
+        'ds = ddr.load(hf_hub_download("USER/NAME", "data.ddr", repo_type="dataset"))\n'
+        "image, label = ds[0]  # uint8 (channels, height, width), int\n"
+        "```\n",
+        "## Training on it\n",
+        "Pictures are normalised as (picture / 255 - mean) / std with\n",
+        _table(("", "values"), [("mean", _numbers(dataset.mean)), ("std", _numbers(dataset.std))]),
+    ]
+    if dataset.hints:
+        parts += [
+            "The setting it was made for; with another augmentation or network accuracy is lower as a rule:\n",
+            _table(("setting", "value"), [(key, json.dumps(value)) for key, value in sorted(dataset.hints.items())]),
+        ]
+    else:
+        parts.append("The file says nothing of the training it was made for.\n")
+    parts += [
+        "## Limits\n",
+        "The pictures are made for training, not for looking at. They can show features of the pictures they were\n"
+        "distilled from: a licence or a duty of privacy of those is not lifted by distillation.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join("| " + " | ".join(_line(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """One line that cannot leave its table cell or begin a heading of its own."""
+    return " ".join(text.split()).replace("|", "\\|")

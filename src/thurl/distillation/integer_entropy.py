@@ -1,0 +1,158 @@
+"""The entropy network in whole numbers: the same probabilities wherever a file is read.
+
+Input is the latents as they are; the mean comes out in 64ths, the logarithm of the scale in 16ths, and
+`thurl.distillation.laplace` turns both into frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thurl.distillation.coded import CodedGroup, CodedSlice
+from thurl.distillation.fixed_point import BITS, LARGEST_LATENT, LIMIT, Layer, rounded
+from thurl.distillation.geometry import CodecConfig
+from thurl.distillation.laplace import FRACTIONS, LOWEST_SCALE, SCALES, difference_bits, table_row
+from thurl.errors import DataError
+
+
+__all__ = ["EntropyNetwork", "LevelPlan", "context_offsets", "level_blocks", "slice_bits"]
+
+Integers = NDArray[np.int64]
+
+# Positions in a 9 x 9 window, row by row, whose centre is 40: the neighbours each size of context sees, as in the
+# official code.
+_WINDOW = {
+    8: (13, 22, 30, 31, 32, 37, 38, 39),
+    16: (13, 14, *range(20, 25), *range(28, 34), 37, 38, 39),
+    24: (4, *range(11, 16), *range(19, 26), *range(28, 35), *range(36, 40)),
+    32: (*range(2, 6), *range(10, 17), *range(19, 27), *range(27, 36), *range(36, 40)),
+}
+_ABOVE = 4
+_ASIDE = 4
+
+# Columns of contexts that are predicted in one call while writing.
+_COLUMNS = 2**15
+
+
+def context_offsets(context: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) from a latent to each neighbour it is predicted from, in the order of the network's inputs."""
+    return tuple((index // 9 - 4, index % 9 - 4) for index in _WINDOW[context])
+
+
+class EntropyNetwork:
+    """Predicts distributions of latents from their contexts.
+
+    Args:
+        config: shapes.
+        weight, bias: the groups `arm_weight` and `arm_bias`.
+
+    Raises:
+        DataError: weights so large that sums would not be exact.
+    """
+
+    def __init__(self, config: CodecConfig, weight: CodedGroup, bias: CodedGroup) -> None:
+        eye = np.eye(config.context)
+        self._hidden = [
+            Layer.of(
+                rounded(weight, i), weight.exponent, rounded(bias, i), bias.exponent, identity=eye,
+                what=f"entropy network, hidden layer {i + 1}",
+            )
+            for i in range(config.depth)
+        ]  # fmt: skip
+        last = {"what": "entropy network, last layer"}
+        outputs, offsets = rounded(weight, config.depth), rounded(bias, config.depth)
+        exponents = weight.exponent, bias.exponent
+        self._mean = Layer.of(outputs[:1], exponents[0], offsets[:1], exponents[1], finer=BITS - 6, **last)
+        self._scale = Layer.of(outputs[1:], exponents[0], offsets[1:], exponents[1], finer=BITS - 4, **last)
+        self._last = Layer(
+            np.concatenate([self._mean.weight, self._scale.weight]),
+            np.concatenate([self._mean.bias, self._scale.bias]),
+        )
+
+    def predict(self, contexts: NDArray[np.float64]) -> tuple[Integers, Integers]:
+        """Distributions of n latents.
+
+        Args:
+            contexts: float64 (context, n), latents at the offsets of `context_offsets`, 0 outside the grid.
+
+        Returns:
+            rows of `thurl.distillation.laplace.excess_table` (n,), and the whole parts of the means (n,).
+        """
+        values = contexts * 2.0**BITS
+        for layer in self._hidden:
+            values = layer(values)
+            np.maximum(values, 0.0, out=values)
+            np.minimum(values, LIMIT, out=values)
+        mean, scale = self._last(values).astype(np.int64)
+        # 4 is taken off the network's output before it is held to the range of scales.
+        scale = np.clip(scale - 64 - LOWEST_SCALE, 0, SCALES - 1)
+        mean = np.clip(mean, -FRACTIONS * LARGEST_LATENT, FRACTIONS * LARGEST_LATENT)
+        whole = (mean + FRACTIONS // 2) >> 6
+        return table_row(mean - FRACTIONS * whole, scale), whole
+
+
+class LevelPlan:
+    """Where the latents of one level and their neighbours lie in a grid with a margin of zeros.
+
+    The grid is float64 (cells, samples); all samples of a position are one row.
+    """
+
+    def __init__(self, config: CodecConfig, size: tuple[int, int], samples: int) -> None:
+        height, width = size
+        stride = width + 2 * _ASIDE
+        self.grid = np.zeros(((height + _ABOVE) * stride, samples))
+        rows, columns = np.divmod(np.arange(height * width), width)
+        self.cells = (rows + _ABOVE) * stride + columns + _ASIDE
+        self.offsets = np.array([row * stride + column for row, column in context_offsets(config.context)])
+
+    def fill(self, latents: NDArray[np.int32]) -> None:
+        """Put latents (samples, height, width) into the grid."""
+        self.grid[self.cells] = latents.reshape(len(latents), -1).T
+
+    def latents(self, size: tuple[int, int]) -> NDArray[np.int32]:
+        """Latents (samples, height, width) of the grid."""
+        return np.ascontiguousarray(self.grid[self.cells].T).astype(np.int32).reshape(-1, *size)
+
+
+def level_blocks(coded: CodedSlice) -> Iterator[tuple[int, Integers, Integers]]:
+    """All latents of a slice in the order of the file: level (coarse to fine), raster position, sample.
+
+    Yields:
+        blocks of whole positions: the level, differences (n,) to the whole parts of the means, rows of the table (n,).
+
+    Raises:
+        DataError: latents that the format does not hold, weights that are too large.
+    """
+    for level, latents in enumerate(coded.latents):
+        largest = int(np.abs(latents.astype(np.int64)).max(initial=0))
+        if largest > LARGEST_LATENT:
+            raise DataError(
+                f"level {level} has a latent of size {largest}: at most {LARGEST_LATENT} can be stored; train with a "
+                "smaller gain"
+            )
+    network = EntropyNetwork(coded.config, coded.nets["arm_weight"], coded.nets["arm_bias"])
+    samples = len(coded.labels)
+    step = max(1, _COLUMNS // samples)
+    for level in reversed(range(coded.config.levels)):
+        plan = LevelPlan(coded.config, coded.config.level_sizes[level], samples)
+        plan.fill(coded.latents[level])
+        for start in range(0, len(plan.cells), step):
+            cells = plan.cells[start : start + step]
+            contexts = plan.grid[plan.offsets[:, None] + cells].reshape(len(plan.offsets), -1)
+            rows, whole = network.predict(contexts)
+            values = plan.grid[cells].reshape(-1).astype(np.int64)
+            yield level, values - whole, rows
+
+
+def slice_bits(coded: CodedSlice) -> float:
+    """Bits of the latents of a slice from the integer probabilities that the file is written with.
+
+    The file has them rounded up to words of 32 bits, and at most one word more.
+
+    Raises:
+        DataError: see `level_blocks`.
+    """
+    return float(sum(difference_bits(differences, rows).sum() for _, differences, rows in level_blocks(coded)))
