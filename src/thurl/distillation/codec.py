@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from thurl.distillation.coded import CodedSlice
 from thurl.distillation.entropy import contexts, laplace_bits, predict
 from thurl.distillation.geometry import CodecConfig
-from thurl.distillation.networks import initial_networks, networks_of
+from thurl.distillation.decoder_networks import initial_networks, networks_of
 from thurl.distillation.quantizer import gaussian_noise, kumaraswamy_noise, noisy_round, straight_through_round
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
 from thurl.errors import DataError, UsageError
@@ -230,7 +230,7 @@ class LatentCodec(torch.nn.Module):
 
     @torch.no_grad()
     def set_networks(self, networks: Sequence[dict[str, list[torch.Tensor]]]) -> None:
-        """Overwrites the networks, one dictionary per slice, see `thurl.distillation.networks.networks_of`."""
+        """Overwrites the networks, one dictionary per slice, see `thurl.distillation.decoder_networks.networks_of`."""
         for name in ("arm", "upsampling", "synthesis"):
             for index, parameter in enumerate(getattr(self, name)):
                 parameter.copy_(torch.stack([network[name][index] for network in networks]))
