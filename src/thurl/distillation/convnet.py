@@ -1,4 +1,4 @@
-"""ConvNet: the network that data sets are distilled with and evaluated on (Gidaris and Komodakis 2018; Zhao et al. 2021).
+"""ConvNet: the network that data sets are distilled with and evaluated on (Zhao et al. 2021, arXiv 2006.05929).
 
 Blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then one linear layer; parameters under the
 names of the official code. A plain module: networks here are measuring instruments, made anew every iteration and

@@ -37,7 +37,7 @@ class Utility(ABC):
             A scalar, differentiable in `images`.
         """
 
-    def update(self, scale: float = 1.0) -> None:
+    def update(self, scale: float = 1.0) -> None:  # noqa: B027, most have nothing to do here
         """Step what the loss itself learns, after `backward`; most learn nothing.
 
         Args:

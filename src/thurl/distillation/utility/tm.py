@@ -69,7 +69,7 @@ def unroll(
 def trajectory_distance(
     end: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Squared distance from `end` to `target`, over that from `start` to `target`: 1 for a student that stood still."""
+    """Squared distance from `end` to `target`, over that from `start` to `target`; 1 for one that stood still."""
 
     def squared(one: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([(one[name] - value).square().sum() for name, value in target.items()]).sum()
