@@ -1,0 +1,68 @@
+"""What a utility loss is, and what the shipped ones share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from thurl.distillation.pictures import RealBatches
+
+
+__all__ = ["Utility", "class_means"]
+
+
+class Utility(ABC):
+    """A loss over the pictures of a synthetic set, small when they are as useful as real ones.
+
+    A trainer calls `loss`, `backward` on the result, changes the pictures, then calls `update`. What a loss remembers
+    between calls (a network under training, a learned rate) belongs in `state_dict`; all it draws comes from the
+    generator, whose state the trainer saves. A run that goes on from both is then the uninterrupted one, bit by bit.
+    """
+
+    @abstractmethod
+    def loss(
+        self, images: torch.Tensor, labels: torch.Tensor, real: RealBatches, generator: torch.Generator
+    ) -> torch.Tensor:
+        """One loss.
+
+        Args:
+            images: (N, channels, H, W), the whole synthetic set, normalised, floating.
+            labels: int64 (N,).
+            real: draws normalised real pictures by class.
+            generator: on the CPU.
+
+        Returns:
+            A scalar, differentiable in `images`.
+        """
+
+    def update(self, scale: float = 1.0) -> None:  # noqa: B027, most have nothing to do here
+        """Step what the loss itself learns, after `backward`; most learn nothing.
+
+        Args:
+            scale: what the loss was multiplied by before `backward`.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dicts, lists and tensors, which `thurl.training.state_files.save_state` writes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, but {', '.join(state)} was saved")
+
+
+def class_means(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Mean of the rows of each class.
+
+    Args:
+        values: (N, F).
+        labels: int64 (N,).
+
+    Returns:
+        (classes, F); NaN for a class without rows.
+    """
+    of_class = torch.nn.functional.one_hot(labels, classes).to(values.dtype)
+    return (of_class.T @ values) / of_class.sum(dim=0)[:, None]
