@@ -38,7 +38,7 @@ class DistillRecipe(Section):
     packages: ClassVar[tuple[str, ...]] = ("constriction",)
     files: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("data", "source", "folder"),
-        ("data", "source", "class_folders"),
+        ("data", "source", "index_file"),
         ("utility", "experts"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ __all__ = [
     "RateSection",
     "UtilitySection",
     "WarmUpSection",
+    "folder_problem",
 ]
 
 _Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False, min_length=1, max_length=8)]
@@ -69,18 +70,23 @@ class CodecSection(Section):
 class DistillSource(Section):
     """Pictures by class, with a training and a test part.
 
-    `folder`: class folders of pictures below `train/` and `test/` (or `val/`). `cifar10`, `cifar100`: the binary
-    version. `mnist`: idx files. `photo_patches`: each photograph of a folder is a class, train and test patches come
-    from separate regions. `imagenet`: `train/` and `val/` with a folder per class, of which `subset` names ten.
-    `digits`: 8 x 8, inside scikit-learn.
+    `folder`: class folders of pictures, or `train/` and `test/` (or `val/`) with class folders in each. `cifar10`,
+    `cifar100`: the binary version. `mnist`, `fashion_mnist`: idx files. `photo_patches`: each photograph of a folder is
+    a class, train and test patches come from separate regions. `imagenet`: `train/` and `val/` with a folder per class,
+    of which `subset` names ten. `digits`: 8 x 8, inside scikit-learn.
     """
 
-    format: Literal["digits", "folder", "cifar10", "cifar100", "mnist", "photo_patches", "imagenet"]
+    format: Literal["digits", "folder", "cifar10", "cifar100", "mnist", "fashion_mnist", "photo_patches", "imagenet"]
     folder: str | None = Field(None, min_length=1)
+    channels: Literal[1, 3] = 3
+    """`folder`, `photo_patches`: grey or colour."""
     subset: Literal["nette", "woof", "fruit", "yellow", "meow", "squawk"] | None = None
-    class_folders: str | None = Field(None, min_length=1)
-    """`imagenet`: JSON file that maps class numbers to folder names; without it folders are named by number."""
+    index_file: str | None = Field(None, min_length=1)
+    """`imagenet`: which class folder has which number, where the folders do not say (`thurl.distillation.sources`)."""
+    patch: int = Field(32, ge=2)
+    """`photo_patches`: side in the photograph, in pixels, averaged to `data.size`."""
     max_classes: int | None = Field(None, ge=2)
+    """`photo_patches`: photographs, drawn by `data.seed`; all when left out."""
     obtain: str | None = None
     """Where to get the files. With it, an absent folder stops a run (exit 3); without it, it is a mistake (exit 2)."""
 
@@ -89,11 +95,18 @@ class DistillSource(Section):
         if (self.folder is None) != (self.format in WITHOUT_FOLDER):
             message = "is not used by" if self.folder else "is needed by"
             found.append((("folder",), f"{message} `format: {self.format}`"))
-        if (self.subset is None) != (self.format != "imagenet"):
-            message = "is needed by" if self.format == "imagenet" else "is not used by"
-            found.append((("subset",), f"{message} `format: {self.format}`"))
-        if self.class_folders is not None and self.format != "imagenet":
-            found.append((("class_folders",), f"is not used by `format: {self.format}`"))
+        if self.format == "imagenet" and self.subset is None:
+            found.append((("subset",), "is needed by `format: imagenet`"))
+        owners = {
+            "channels": ("folder", "photo_patches"),
+            "subset": ("imagenet",),
+            "index_file": ("imagenet",),
+            "patch": ("photo_patches",),
+            "max_classes": ("photo_patches",),
+        }
+        for name, formats in owners.items():
+            if name in self.model_fields_set and self.format not in formats and getattr(self, name) is not None:
+                found.append(((name,), f"is for `format: {'` or `'.join(formats)}`; remove it"))
         return found
 
 
@@ -102,7 +115,7 @@ class DistillDataSection(Section):
 
     source: DistillSource
     size: int | None = Field(None, ge=4, le=4096)
-    """Side in pixels; left out: as the pictures are, which must then be of one size."""
+    """Side in pixels; left out: as the pictures are, which must then be of one size, and 16 for `photo_patches`."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the training pictures of each class that only chooses."""
     train_per_class: int | None = Field(None, ge=2)
@@ -123,6 +136,8 @@ class DistillDataSection(Section):
                 found.append(((name,), f"has {len(values)} values; one per channel, 1 or 3, is needed"))
         if self.std is not None and min(self.std, default=1) <= 0:
             found.append((("std",), "must be above 0"))
+        if self.size is not None and self.source.format == "digits":
+            found.append((("size",), "is not used by `format: digits`, which are 8 x 8; remove it"))
         return found
 
 
@@ -162,9 +177,9 @@ class UtilitySection(Section):
     width: int = Field(128, ge=1)
     """Of the ConvNet that matches, and that `evaluation` trains unless it says otherwise."""
     inner_steps: int = Field(10, ge=1)
-    """`gm`: outer steps with one network's SGD between; see `outer_steps`."""
+    """`gm`: passes of a network over the synthetic set between two comparisons."""
     outer_steps: int = Field(50, ge=1)
-    """`gm`: matched gradients before a new network is drawn."""
+    """`gm`: comparisons before a new network is drawn."""
     experts: str | None = Field(None, min_length=1)
     """`tm`: folder of trajectories (`thurl.distillation.experts`)."""
     syn_steps: int = Field(40, ge=1)
@@ -211,6 +226,8 @@ class RateSection(Section):
     integral: float = Field(1.0, gt=0)
     largest_change: float = Field(0.7, gt=0)
     ramp: float = Field(0.5, ge=0, le=1)
+    start: float | None = Field(None, gt=0)
+    """First lambda of the controller; where the gradients of rate and utility are alike when left out."""
     smallest: float = Field(1e-6, gt=0)
     largest: float = Field(1e6, gt=0)
 
@@ -240,13 +257,15 @@ class QuantisationSection(Section):
     """Of the soft rounding."""
     hard_share: float = Field(0.1, ge=0, le=1)
     """Last share of the steps, with rounded latents and pictures of 8 bits, gradients passed straight through."""
+    latents_at_once: int | None = Field(None, ge=1)
+    """Memory for time: decode parts of about so many latents, and once more for the gradients."""
 
 
 class PostQuantisationSection(Section):
     """Networks to integers: the largest mean squared error of the pictures that the steps may cause."""
 
     max_mse: _Steps = (5e-7, 5e-6, 5e-5)
-    """Tried in turn; the best on the held-out pictures among those within the size is written."""
+    """Tried in turn; the first whose file is within the size is taken, without a size the first."""
 
 
 def folder_problem(name: str, folder: str | None) -> list[str]:
@@ -254,8 +273,3 @@ def folder_problem(name: str, folder: str | None) -> list[str]:
     if folder is None or Path(folder).expanduser().is_dir():
         return []
     return [f"{name}: folder {folder} does not exist; name another one"]
-
-
-def options(section: Section, names: tuple[str, ...]) -> dict[str, Any]:
-    """Some fields of a section."""
-    return {name: getattr(section, name) for name in names}

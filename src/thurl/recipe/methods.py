@@ -62,6 +62,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.afine_run:run",
         summary="full-reference image quality with imperfect references, three stages (arXiv 2503.11221)",
     ),
+    "distill_rate_utility": Method(
+        recipe="thurl.recipe.distill:DistillRecipe",
+        run="thurl.recipe.distill_run:run",
+        summary="a data set distilled into one small file, bits against usefulness (arXiv 2507.17221)",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ __all__ = ["missing_requirements"]
 
 _HUB_SECONDS = 4.0
 _PACKAGES = {
+    "constriction": 'pip install "thurl[distillation]"',
     "deepspeed": 'pip install "thurl[deepspeed]"',
     "flash_attn": "pip install flash-attn, or set `model.attn_implementation: sdpa`",
     "peft": "pip install peft",
