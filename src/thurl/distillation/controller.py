@@ -38,7 +38,7 @@ class RateControl:
     target: float
     margin: float = 0.02
     proportional: float = 6.0
-    integral: float = 1.0
+    integral: float = 1.5
     largest_change: float = 0.7
     smallest: float = 1e-6
     largest: float = 1e6

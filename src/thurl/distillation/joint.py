@@ -89,7 +89,7 @@ class JointObjective:
     mean: torch.Tensor
     std: torch.Tensor
     steps: int
-    weight: float
+    weight: float = 1.0
     sigma: float = 0.25
     temperature: float = 0.3
     hard_share: float = 0.1

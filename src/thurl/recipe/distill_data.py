@@ -69,8 +69,8 @@ def load_study(recipe: DistillRecipe) -> DistillStudy:
     ]
     if short:
         raise DataError(
-            f"model.samples_per_class: the warm-up starts from {recipe.model.samples_per_class} pictures of each class, "
-            f"but without the held-out ones {', '.join(short)}"
+            f"model.samples_per_class: the warm-up starts from {recipe.model.samples_per_class} pictures of each "
+            f"class, but without the held-out ones {', '.join(short)}"
         )
     return DistillStudy(kept, held_out, test)
 

@@ -39,7 +39,7 @@ class DistillEvaluationSection(Section):
 
 
 class ChoiceSection(Section):
-    """Choices between checkpoints, and between joint run and warm-up: networks judged on held-out training pictures."""
+    """Which state of the joint run, or the warm-up, is shipped: by networks judged on held-out training pictures."""
 
     seeds: _Seeds = (1000, 1001, 1002)
     """Others than those of `evaluation`."""

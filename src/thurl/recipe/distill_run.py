@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from thurl.distillation import ddr
 from thurl.distillation.evaluation import EvaluationConfig
 from thurl.distillation.joint import DistilledSet
 from thurl.distillation.utility.tm import TrajectoryMatching
-from thurl.errors import UsageError
 from thurl.recipe.distill import DistillRecipe
 from thurl.recipe.distill_baselines import baseline_records, judged, make_baselines
 from thurl.recipe.distill_choice import Candidate, choose
 from thurl.recipe.distill_coding import Coded
 from thurl.recipe.distill_data import DistillStudy, build_utility, evaluation_config, load_study, network_config
 from thurl.recipe.distill_report import DistillOutcome, write_report
-from thurl.recipe.distill_stages import Distillation, Stage
+from thurl.recipe.distill_stages import Distillation
 from thurl.training.checkpoints import last_whole_checkpoint
 from thurl.training.progress import quiet_libraries
 

@@ -71,9 +71,9 @@ class DistillSource(Section):
     """Pictures by class, with a training and a test part.
 
     `folder`: class folders of pictures, or `train/` and `test/` (or `val/`) with class folders in each. `cifar10`,
-    `cifar100`: the binary version. `mnist`, `fashion_mnist`: idx files. `photo_patches`: each photograph of a folder is
-    a class, train and test patches come from separate regions. `imagenet`: `train/` and `val/` with a folder per class,
-    of which `subset` names ten. `digits`: 8 x 8, inside scikit-learn.
+    `cifar100`: the binary version. `mnist`, `fashion_mnist`: idx files. `photo_patches`: each photograph of a folder
+    is a class, train and test patches come from separate regions. `imagenet`: `train/` and `val/` with a folder per
+    class, of which `subset` names ten. `digits`: 8 x 8, inside scikit-learn.
     """
 
     format: Literal["digits", "folder", "cifar10", "cifar100", "mnist", "fashion_mnist", "photo_patches", "imagenet"]
@@ -223,7 +223,7 @@ class RateSection(Section):
     update_every: int = Field(5, ge=1)
     """Steps between two updates of lambda, each of which decodes the set once."""
     proportional: float = Field(6.0, ge=0)
-    integral: float = Field(1.0, gt=0)
+    integral: float = Field(1.5, gt=0)
     largest_change: float = Field(0.7, gt=0)
     ramp: float = Field(0.5, ge=0, le=1)
     start: float | None = Field(None, gt=0)

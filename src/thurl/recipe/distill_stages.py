@@ -273,8 +273,8 @@ class Distillation:
         if room <= 0:
             raise UsageError(
                 f"rate.bits_per_class: {target:.0f} for {classes} classes is less than the "
-                f"{rate.total_bits - rate.latents} bits of networks and header alone; share decoders (`model.shared`), "
-                "take a smaller decoder, or a larger size"
+                f"{rate.total_bits - rate.latents} bits of networks and header alone; share decoders "
+                "(`model.shared`), take a smaller decoder, or a larger size"
             )
         # Real files are a little longer than the estimate that training sees.
         control = section.control(room * estimate / max(rate.latents, 1))
