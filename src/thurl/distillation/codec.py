@@ -204,9 +204,7 @@ class LatentCodec(torch.nn.Module):
     def from_coded(cls, slices: Sequence[CodedSlice]) -> LatentCodec:
         """A codec with the integers and networks of slices of one shape, ready to train on."""
         if len({(part.config, len(part.labels)) for part in slices}) != 1:
-            raise UsageError(
-                "slices of different shapes or numbers of samples: a codec holds equal ones, at least one"
-            )
+            raise UsageError("slices of several shapes or numbers of samples: a codec holds equal ones, at least one")
         config = slices[0].config
         codec = cls(config, len(slices), len(slices[0].labels), generator=torch.Generator())
         with torch.no_grad():
