@@ -143,7 +143,7 @@ def test_every_parameter_gets_a_gradient(codec):
 # --- memory, precision, phases ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latents_at_once", [1, 150, 300, 10**6])
+@pytest.mark.parametrize("latents_at_once", [1, 300, 10**6])
 def test_decoding_in_parts_is_decoding_at_once(codec, latents_at_once):
     noise = codec.draw_noise("gaussian", 0.25, torch.Generator().manual_seed(0))
     whole, parts = codec(noise), codec(noise, latents_at_once=latents_at_once)
@@ -195,22 +195,35 @@ def test_straight_through_trains_what_is_shipped(codec):
     assert all((grad.flatten(1) != 0).any(dim=1).all() for grad in gradients(codec, None))
 
 
-def test_gradients_are_those_of_finite_differences(codec):
-    """In double precision with fixed noise; latents and networks, pictures and bits, first derivatives."""
-    codec = LatentCodec(CodecConfig(5, 4, 1, context=8, depth=1, widths=(3,)), 2, 1).double()
+def test_gradients_are_those_of_finite_differences():
+    """In double precision with fixed noise: single latents, and a direction through each tensor of the networks."""
     generator = torch.Generator().manual_seed(1)
+    codec = LatentCodec(CodecConfig(6, 5, 3, context=8, depth=2, widths=(4,)), 2, 2).double()
     with torch.no_grad():
         for parameter in codec.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     noise = codec.draw_noise("gaussian", 0.25, generator)
-    names = [name for name, _ in codec.named_parameters()]
+    found = dict(zip([name for name, _ in codec.named_parameters()], gradients(codec, noise), strict=True))
 
-    def objective(*values):
-        found = torch.func.functional_call(codec, dict(zip(names, values, strict=True)), (noise, 0.3))
-        return loss(found.images, found.bits)
+    @torch.no_grad()
+    def objective():
+        output = codec(noise, 0.3)
+        return loss(output.images, output.bits).item()
 
-    values = [parameter.detach().clone().requires_grad_() for parameter in codec.parameters()]
-    assert torch.autograd.gradcheck(objective, values, eps=1e-6, atol=1e-5, rtol=1e-3)
+    for name, parameter in codec.named_parameters():
+        directions = [torch.randn(parameter.shape, generator=generator).double()]
+        if name.startswith("grids"):
+            places = torch.randint(parameter.numel(), (3,), generator=generator)
+            directions = [torch.zeros_like(parameter).flatten().index_fill(0, i, 1).view_as(parameter) for i in places]
+        for direction in directions:
+            with torch.no_grad():
+                values = []
+                for step in (1e-6, -2e-6):
+                    parameter += step * direction
+                    values.append(objective())
+                parameter += 1e-6 * direction
+            numeric = (values[0] - values[1]) / 2e-6
+            assert numeric == pytest.approx((found[name] * direction).sum().item(), rel=1e-4, abs=1e-5), name
 
 
 def test_autocast_changes_nothing_and_half_precision_is_refused(codec):
