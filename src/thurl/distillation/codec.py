@@ -204,11 +204,9 @@ class LatentCodec(torch.nn.Module):
     def from_coded(cls, slices: Sequence[CodedSlice]) -> LatentCodec:
         """A codec with the integers and networks of slices of one shape, ready to train on."""
         if len({(part.config, len(part.labels)) for part in slices}) != 1:
-            raise UsageError(
-                "slices of different shapes or numbers of samples: a codec holds equal ones, at least one"
-            )
+            raise UsageError("slices of several shapes or numbers of samples: a codec holds equal ones, at least one")
         config = slices[0].config
-        codec = cls(config, len(slices), len(slices[0].labels))
+        codec = cls(config, len(slices), len(slices[0].labels), generator=torch.Generator())
         with torch.no_grad():
             for level, grid in enumerate(codec.grids):
                 symbols = np.stack([part.latents[level] for part in slices])
@@ -223,7 +221,7 @@ class LatentCodec(torch.nn.Module):
         Args:
             rows: integers, positions of slices, in the order wanted.
         """
-        chosen = LatentCodec(self.config, len(rows), self.samples).to(self.grids[0])
+        chosen = LatentCodec(self.config, len(rows), self.samples, generator=torch.Generator()).to(self.grids[0])
         for old, new in zip(self.parameters(), chosen.parameters(), strict=True):
             new.copy_(old[rows])
         return chosen
