@@ -52,7 +52,7 @@ def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, l
         f"{rate['total_bits'] // 8:,} bytes. Method: {PAPER} ([{PAPER_ID}](https://arxiv.org/abs/{PAPER_ID})).\n",
         "## Size\n",
         _table(("part", "bits", "%"), rows),
-        f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The same pictures as plain numbers:\n",
+        f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The pictures as plain numbers:\n",
         _table(
             ("pixels as", "bits", "times the file"),
             [(kind, f"{count:,}", f"{count / rate['total_bits']:.1f}") for kind, count in pixel_bits(dataset).items()],

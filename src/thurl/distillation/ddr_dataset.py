@@ -72,7 +72,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         return None if soft is None else torch.from_numpy(soft.astype("float32"))
 
     def rate(self) -> dict[str, Any]:
-        """Bits of the file: `latents`, `nets`, `labels`, `header`, their sum `total_bits`, and `bpc`, bits per class."""
+        """Bits of the file: `latents`, `nets`, `labels`, `header`, their sum `total_bits`, and `bpc`, per class."""
         return dict(self._rate)
 
     def normalised(self) -> torch.Tensor:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thurl.distillation.coded import GROUPS, CodedGroup
 from thurl.distillation.codec import LatentCodec, latent_bits
+from thurl.distillation.coded import GROUPS, CodedGroup
 from thurl.distillation.networks import networks_of
 from thurl.distillation.rate import GOLOMB_ORDERS, exp_golomb_bits
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
