@@ -15,8 +15,8 @@ chosen for about 80, 50 and 25 kbit of latents. A run is one fit.
 - `pixels_changed`: share of pixels in which the whole-number pictures differ from the rounded float ones, and by how
   much at most (`largest_change`, of 255 levels).
 
-Bars, set before the run: latents and whole at most 1.01 times the estimate plus 64 bytes from 50 kbit on, at most 1.025
-times the estimate below; at least 50,000 symbols per second with constriction; at most one level of change.
+Bars, set before the run: latents and whole at most 1.01 times the estimate plus 64 bytes from 50 kbit on, at most
+1.025 times the estimate below; at least 50,000 symbols per second with constriction; at most one level of change.
 """
 
 from __future__ import annotations

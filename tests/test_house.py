@@ -41,6 +41,7 @@ LIGHT = [
     "thurl.coto.config",
     "thurl.coto.groups",
     "thurl.data.labels",
+    "thurl.distillation.ddr",
     "thurl.errors",
     "thurl.forensics.exif.camera",
     "thurl.forensics.exif.coverage",

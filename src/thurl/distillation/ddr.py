@@ -152,17 +152,16 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
     reader = Reader(data, name)
     header = _read_head(reader)
     _check_size(header.slices, max_bytes, name)
-    most = len(data)
     bits = {"latents": 0, "nets": 0, "labels": 0}
     found = []
     for i, plan in enumerate(header.slices):
         payloads = []
         for kind in ("nets", "latents"):
-            payloads.append(reader.section(f"the {kind} of slice {i}", most))
+            payloads.append(reader.section(f"the {kind} of slice {i}"))
             bits[kind] += 8 * len(payloads[-1])
         found.append((plan, i, *payloads))
-    hard = None if header.implicit else reader.section("the labels", most)
-    soft = reader.section("the soft labels", most) if header.soft else None
+    hard = None if header.implicit else reader.section("the labels")
+    soft = reader.section("the soft labels") if header.soft else None
     bits["labels"] = 8 * sum(len(payload) for payload in (hard, soft) if payload is not None)
     picture_checksum = reader.checksum("the pictures")
     whole = zlib.crc32(data[: reader.position])
@@ -257,7 +256,7 @@ def _read_head(reader: Reader) -> Header:
             f"{reader.name}: byte 4: version {version}, this thurl reads 1 to {VERSION}; update thurl, or copy the "
             "file again if it should be older"
         )
-    return unpack_header(reader.section("the header", _MAX_HEADER, lead=5), reader.name)
+    return unpack_header(reader.section("the header", most=_MAX_HEADER, lead=5), reader.name)
 
 
 def _check_size(plans: tuple[SlicePlan, ...] | list[SlicePlan], max_bytes: int, name: str) -> None:
