@@ -42,6 +42,7 @@ LIGHT = [
     "thurl.coto.groups",
     "thurl.data.labels",
     "thurl.distillation.controller",
+    "thurl.distillation.ddr",
     "thurl.errors",
     "thurl.forensics.exif.camera",
     "thurl.forensics.exif.coverage",

@@ -22,7 +22,9 @@ def pixel_bits(dataset: CodedDataset) -> dict[str, int]:
     return {"fp32": 32 * values, "fp16": 16 * values, "8 bits": 8 * values}
 
 
-def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, license: str | None = None) -> str:
+def dataset_card(
+    dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, license: str | None = None, repo_id: str = "USER/NAME"
+) -> str:
     """The text of the card.
 
     Args:
@@ -30,6 +32,7 @@ def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, l
         rate: of its file, `thurl.distillation.ddr.Rate.row`.
         name: headline.
         license: of the data, an identifier of the Hub; None: not said.
+        repo_id: on the Hub, for the lines that load it.
     """
     from huggingface_hub import DatasetCardData
 
@@ -52,7 +55,7 @@ def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, l
         f"{rate['total_bits'] // 8:,} bytes. Method: {PAPER} ([{PAPER_ID}](https://arxiv.org/abs/{PAPER_ID})).\n",
         "## Size\n",
         _table(("part", "bits", "%"), rows),
-        f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The same pictures as plain numbers:\n",
+        f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The pictures as plain numbers:\n",
         _table(
             ("pixels as", "bits", "times the file"),
             [(kind, f"{count:,}", f"{count / rate['total_bits']:.1f}") for kind, count in pixel_bits(dataset).items()],
@@ -64,7 +67,7 @@ def dataset_card(dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, l
         "```python\n"
         "from huggingface_hub import hf_hub_download\n"
         "from thurl.distillation import ddr\n\n"
-        'ds = ddr.load(hf_hub_download("USER/NAME", "data.ddr", repo_type="dataset"))\n'
+        f'ds = ddr.load(hf_hub_download("{repo_id}", "data.ddr", repo_type="dataset"))\n'
         "image, label = ds[0]  # uint8 (channels, height, width), int\n"
         "```\n",
         "## Training on it\n",

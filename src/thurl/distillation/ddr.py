@@ -1,7 +1,7 @@
 """The `.ddr` file: a distilled data set in as many bytes as it is said to have, read alike on every machine.
 
-docs/ddr_format.md describes it byte by byte. `write` and `read` turn a `CodedDataset` into a file and back; `load` gives
-its pictures. Nothing in a file is executed, and sizes are checked before memory is taken.
+docs/ddr_format.md describes it byte by byte. `write` and `read` turn a `CodedDataset` into a file and back; `load`
+gives its pictures. Nothing in a file is executed, and sizes are checked before memory is taken.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def encode(dataset: CodedDataset, *, coder: str = "auto", max_bytes: int = MAX_B
     """
     _check_size([SlicePlan(part.config, len(part.labels), ()) for part in dataset.slices], max_bytes, "the data set")
     # Labels in the header cost next to nothing where classes come in order; where they do not, coded ones are shorter.
-    candidates = [_head(dataset, implicit, coder) for implicit in ((True, False) if len(dataset.classes) > 1 else (True,))]
+    candidates = [
+        _head(dataset, implicit, coder) for implicit in ((True, False) if len(dataset.classes) > 1 else (True,))
+    ]
     head, label_sections = min(candidates, key=lambda pair: len(pair[0].data) + sum(map(len, pair[1])))
     checksum = 0
     for part in dataset.slices:
@@ -150,17 +152,16 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
     reader = Reader(data, name)
     header = _read_head(reader)
     _check_size(header.slices, max_bytes, name)
-    most = len(data)
     bits = {"latents": 0, "nets": 0, "labels": 0}
     found = []
     for i, plan in enumerate(header.slices):
         payloads = []
         for kind in ("nets", "latents"):
-            payloads.append(reader.section(f"the {kind} of slice {i}", most))
+            payloads.append(reader.section(f"the {kind} of slice {i}"))
             bits[kind] += 8 * len(payloads[-1])
         found.append((plan, i, *payloads))
-    hard = None if header.implicit else reader.section("the labels", most)
-    soft = reader.section("the soft labels", most) if header.soft else None
+    hard = None if header.implicit else reader.section("the labels")
+    soft = reader.section("the soft labels") if header.soft else None
     bits["labels"] = 8 * sum(len(payload) for payload in (hard, soft) if payload is not None)
     picture_checksum = reader.checksum("the pictures")
     whole = zlib.crc32(data[: reader.position])
@@ -255,7 +256,7 @@ def _read_head(reader: Reader) -> Header:
             f"{reader.name}: byte 4: version {version}, this thurl reads 1 to {VERSION}; update thurl, or copy the "
             "file again if it should be older"
         )
-    return unpack_header(reader.section("the header", _MAX_HEADER, lead=5), reader.name)
+    return unpack_header(reader.section("the header", most=_MAX_HEADER, lead=5), reader.name)
 
 
 def _check_size(plans: tuple[SlicePlan, ...] | list[SlicePlan], max_bytes: int, name: str) -> None:
@@ -265,10 +266,14 @@ def _check_size(plans: tuple[SlicePlan, ...] | list[SlicePlan], max_bytes: int, 
         config = plan.config
         pixels = plan.samples * config.height * config.width
         parameters = sum(
-            int(np.prod(shape)) for net in ("arm", "upsampling", "synthesis") for shape in getattr(config, f"{net}_shapes")
+            int(np.prod(shape))
+            for net in ("arm", "upsampling", "synthesis")
+            for shape in getattr(config, f"{net}_shapes")
         )
         if parameters > _MAX_PARAMETERS:
-            raise DataError(f"{name}: slice {i} has networks of {parameters} numbers, at most {_MAX_PARAMETERS} are read")
+            raise DataError(
+                f"{name}: slice {i} has networks of {parameters} numbers, at most {_MAX_PARAMETERS} are read"
+            )
         size += pixels * config.channels
         work += pixels * parameters
     if size > max_bytes:
@@ -308,7 +313,9 @@ def _soft_labels(header: Header, payload: bytes | None, name: str) -> NDArray[np
     return values
 
 
-def _slice(plan: SlicePlan, nets: bytes, latents: bytes, labels: NDArray[np.int32], name: str, coder: str) -> CodedSlice:
+def _slice(
+    plan: SlicePlan, nets: bytes, latents: bytes, labels: NDArray[np.int32], name: str, coder: str
+) -> CodedSlice:
     try:
         decoder = make_decoder(nets, coder)
         groups = decode_nets(decoder, plan.config)

@@ -57,15 +57,15 @@ class Reader:
         self.position += count
         return self.data[self.position - count : self.position]
 
-    def section(self, what: str, most: int, lead: int = 0) -> bytes:
-        """The payload of the next section, whose `lead` bytes have been read already.
+    def section(self, what: str, *, most: int | None = None, lead: int = 0) -> bytes:
+        """The payload of the next section, of at most `most` bytes; `lead` bytes of it have been read already.
 
         Raises:
             DataError: truncated, longer than `most` bytes, or of another checksum.
         """
         start = self.position - lead
         length = self._varint(what)
-        if length > most:
+        if most is not None and length > most:
             raise DataError(
                 f"{self.name}: bytes {start} to {self.position}: {what} of {length} bytes, at most {most} are read; "
                 "the file is damaged or made to harm"

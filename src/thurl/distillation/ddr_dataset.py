@@ -72,7 +72,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         return None if soft is None else torch.from_numpy(soft.astype("float32"))
 
     def rate(self) -> dict[str, Any]:
-        """Bits of the file: `latents`, `nets`, `labels`, `header`, their sum `total_bits`, and `bpc`, bits per class."""
+        """Bits of the file: `latents`, `nets`, `labels`, `header`, their sum `total_bits`, and `bpc`, per class."""
         return dict(self._rate)
 
     def normalised(self) -> torch.Tensor:
@@ -94,13 +94,16 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
             columns["logits"] = soft.tolist()
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, license: str | None = None, name: str = "") -> Path:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, license: str | None = None, name: str = "", repo_id: str = "USER/NAME"
+    ) -> Path:
         """Write what is pushed: `data.ddr`, the pictures as Parquet for viewers, and the card.
 
         Args:
             folder: made if need be.
             license: of the data, an identifier of the Hub such as `cc-by-4.0`; None: not said.
             name: headline of the card; the folder's name if empty.
+            repo_id: on the Hub, for the card.
 
         Raises:
             UsageError: `folder` is a file.
@@ -113,7 +116,9 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         write_atomically(folder / "data.ddr", encode(self.coded))
         (folder / "data").mkdir(exist_ok=True)
         self.to_huggingface().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
-        card = dataset_card(self.coded, self.rate(), name=name or folder.name, license=license)
+        card = dataset_card(
+            self.coded, self.rate(), name=name or folder.name, license=license, repo_id=repo_id
+        )
         write_atomically(folder / "README.md", card)
         return folder
 
@@ -136,7 +141,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         api = HfApi(token=token)
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, license=license, name=repo_id.rpartition("/")[2])
+            self.save_pretrained(folder, license=license, name=repo_id.rpartition("/")[2], repo_id=repo_id)
             api.upload_folder(
                 repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message="Distilled data set"
             )

@@ -80,9 +80,9 @@ class Layer:
         largest = np.abs(layer.weight).sum(1) * (LIMIT + 1) + np.abs(layer.bias)
         if largest.max() * 2.0**unit >= _EXACT:
             raise DataError(
-                f"{what}: weights of {np.abs(matrix).sum(1).max():.4g} in all for one output, in steps of 2^-"
-                f"{weight_exponent}: sums could leave the whole numbers that float64 holds. Quantise more coarsely, or "
-                "train with smaller weights"
+                f"{what}: weights of {np.abs(matrix).sum(1).max():.4g} in all for an output, in steps of "
+                f"2^-{weight_exponent}: sums could leave the whole numbers that float64 holds. Quantise coarser, "
+                "or train with smaller weights"
             )
         return layer
 

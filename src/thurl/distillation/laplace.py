@@ -23,6 +23,10 @@ from thurl.errors import DataError
 __all__ = ["ESCAPE", "FRACTIONS", "LOWEST_SCALE", "REACH", "SCALES", "decode_differences", "difference_bits",
            "encode_differences", "excess_table", "table_row"]  # fmt: skip
 
+# Least frequency, out of 2^24. Training counts no symbol with more than 16 bits, and so leaves some that its network all
+# but excludes: without this floor they would cost far more than was counted.
+_FLOOR = 2**8
+
 FRACTIONS = 64
 """Means are multiples of one over this."""
 
@@ -30,7 +34,7 @@ SCALES = 154
 LOWEST_SCALE = -73
 """The logarithm of scale number s is (s + this) / 16."""
 
-REACH = 32
+REACH = 16
 ESCAPE = 2 * REACH + 1
 """The symbol that says: further away than `REACH`. Symbol i below it is the difference i - `REACH`."""
 
@@ -42,7 +46,7 @@ def table_row(fraction: Integers | int, scale: Integers | int) -> Integers:
 
 @lru_cache(maxsize=1)
 def excess_table() -> Floats:
-    """Frequencies minus 1 of all distributions: float32 (64 * 154, 66), rows by `table_row`, for the range coder."""
+    """Frequencies minus 1 of all distributions: float32 (64 * 154, 34), rows by `table_row`, for the range coder."""
     tails = _tails()
     fraction = np.arange(FRACTIONS)[:, None, None] - FRACTIONS // 2
     scale = np.arange(SCALES)[None, :, None]
@@ -51,11 +55,11 @@ def excess_table() -> Floats:
     distance = FRACTIONS * edge - FRACTIONS // 2 - fraction
     tail = tails[scale, np.abs(distance)]
     below = np.where(distance < 0, tail, 2**31 - tail)
-    free = 2**PRECISION - (ESCAPE + 1)
+    free = 2**PRECISION - (ESCAPE + 1) * _FLOOR
     starts = ((below - below[..., :1]) * free) >> 31
     excess = np.empty((FRACTIONS, SCALES, ESCAPE + 1), np.float32)
-    excess[..., :-1] = np.diff(starts, axis=-1)
-    excess[..., -1] = free - starts[..., -1]
+    excess[..., :-1] = np.diff(starts, axis=-1) + (_FLOOR - 1)
+    excess[..., -1] = free - starts[..., -1] + (_FLOOR - 1)
     table = excess.reshape(FRACTIONS * SCALES, ESCAPE + 1)
     table.setflags(write=False)
     return table

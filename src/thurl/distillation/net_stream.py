@@ -103,8 +103,8 @@ def _head_bits(laplace: bool) -> list[int]:
 
 
 def _split(width: int) -> tuple[int, int]:
-    """Bits that are written as they are, and the row of the table for the rest, whose scale is below 6."""
-    shift = max(0, (width - 8) // 2 - 2)
+    """Bits that are written as they are, and the row of the table for the rest, whose scale is below 3."""
+    shift = max(0, (width - 8) // 2 - 1)
     # Half steps of log2 in 16ths of the natural logarithm: 16 ln(2) / 2 = 5.545.
     scale = (5545 * (width - 8 - 2 * shift) + 500) // 1000
     return shift, int(table_row(0, scale - LOWEST_SCALE))

@@ -1,12 +1,12 @@
-"""Range coding of integers with integer probabilities: constriction's coder, and one in Python that writes the same bytes.
+"""Range coding with integer probabilities: constriction's coder, and one in Python that writes the same bytes.
 
 32-bit words, a 64-bit state and probabilities in 2^-24, as constriction's `RangeEncoder` (Bamler, arXiv 2201.01741);
 the algorithm goes back to Martin (1979). docs/ddr_format.md describes it step by step.
 
 A distribution over n symbols is a row of `excess`: frequencies minus 1, whose sum is 2^24 - n, as float32, which holds
-such integers exactly. constriction makes frequencies out of "probabilities" p as floor(cumulated p * scale) plus one for
-each symbol, with scale = (2^24 - n) / sum(p): for these rows scale is 1, and every frequency is the integer meant. The
-first use compares both coders, since this is not a promise of constriction's; where they differ, Python's is taken.
+such integers exactly. constriction makes frequencies out of "probabilities" p as floor(cumulated p * scale) plus one
+for each symbol, with scale = (2^24 - n) / sum(p): for these rows scale is 1, and every frequency is the integer meant.
+The first use compares both coders, as this is no promise of constriction's; where they differ, Python's is taken.
 """
 
 from __future__ import annotations

@@ -142,8 +142,7 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, beside `path` and move it there: after a crash the file is the old or the new one,
-    whole."""
+    """Write bytes or UTF-8 text beside `path` and move it there: after a crash the file is the old or the new one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
