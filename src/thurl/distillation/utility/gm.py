@@ -19,6 +19,7 @@ from thurl.distillation.dsa import DsaConfig, augment_pair
 from thurl.distillation.networks import NetworkConfig, build_network, draw_network
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.utility.base import Utility
+from thurl.errors import UsageError
 
 
 __all__ = ["GradientMatching", "gradient_distance", "gradient_matching_loss"]
@@ -76,6 +77,9 @@ class GradientMatching(Utility):
         lr: of the SGD that trains the network there.
         batch: synthetic pictures per step of it.
         dsa: augmentation of the comparison and of the network's training; the paper's runs have none.
+
+    Raises:
+        UsageError: a value outside its range.
     """
 
     def __init__(
@@ -88,6 +92,20 @@ class GradientMatching(Utility):
         batch: int = 256,
         dsa: DsaConfig | None = None,
     ):
+        problems = [
+            f"{name}: {value} must be at least {least}"
+            for name, value, least in (("batch_real", batch_real, 1), ("outer", outer, 1), ("inner", inner, 0),
+                                       ("batch", batch, 1))
+            if value < least
+        ]  # fmt: skip
+        if not lr > 0:
+            problems.append(f"lr: {lr} must be above 0")
+        if network.norm == "batch":
+            problems.append(
+                "norm: `batch` depends on the other pictures of a batch; gradient matching takes `instance`"
+            )
+        if problems:
+            raise UsageError(problems)
         self.network = network
         self.batch_real, self.outer, self.inner, self.lr, self.batch = batch_real, outer, inner, lr, batch
         self.dsa = dsa

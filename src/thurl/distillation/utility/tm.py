@@ -170,7 +170,7 @@ class TrajectoryMatching(Utility):
         if not bool(gradient.isfinite()):
             raise DataError(
                 f"trajectory matching: the gradient of the learned rate is {float(gradient)} at a rate of "
-                f"{float(self.lr):.3g}; lower lr, lr_lr or syn_steps"
+                f"{float(self.lr.detach()):.3g}; lower lr, lr_lr or syn_steps"
             )
         self._velocity = 0.5 * self._velocity + gradient
         with torch.no_grad():
