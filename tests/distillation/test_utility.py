@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_from_its_saved_state_is_the_uninterrupted_one(digits
 def test_steps_along_the_gradient_lower_the_loss_and_random_ones_do_not(digits, make):
     real = RealBatches(digits[0])
     images, labels = start(digits)
-    moved, _ = steps(make(), images, labels, real, torch.Generator().manual_seed(6), 30)
+    moved, _ = steps(make(), images, labels, real, torch.Generator().manual_seed(6), 20)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
     aside = images + noise * ((moved - images).norm() / noise.norm())
 
@@ -217,7 +217,7 @@ def test_distilled_pixels_beat_real_ones_on_digits(digits):
     """Bar: 4 points above random real pictures at the same bits; with the labels of other classes below 30 %."""
     train, test = digits
     network = replace(NETWORK, filters=16)
-    config = EvaluationConfig(network, batch=64, images=6000)
+    config = EvaluationConfig(network, batch=64, images=3000)
     generator = torch.Generator().manual_seed(21)
     real = random_pictures(train, 1, generator)
     made = optimised_pixels(DistributionMatching(network, 40), train, 1, 150, generator, lr=0.05)
