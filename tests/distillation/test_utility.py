@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from thurl.distillation.baselines import optimised_pixels, random_pictures
 from thurl.distillation.convnet import ConvNet
-from thurl.distillation.dsa import DsaConfig
+from thurl.distillation.dsa import DsaConfig, augment, draw
 from thurl.distillation.evaluation import EvaluationConfig, evaluate
 from thurl.distillation.experts import ExpertConfig, train_experts
-from thurl.distillation.networks import NetworkConfig
+from thurl.distillation.networks import NetworkConfig, build_network
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.sources import load_digits
 from thurl.distillation.utility.base import Utility, class_means
@@ -113,6 +113,37 @@ def test_class_means_and_gradient_distance():
     # Rows count, however long; biases do not.
     assert float(gradient_distance([weight, bias], [5 * weight, -bias])) == pytest.approx(0, abs=1e-5)
     assert float(gradient_distance([weight, bias], [-weight, bias])) == pytest.approx(4, abs=1e-5)
+
+
+def test_the_gradient_through_the_steps_is_that_of_autograd():
+    """With augmentation, pictures in several steps, and a step that meets one twice."""
+    network = NetworkConfig(1, 8, 8, 3, filters=2, depth=1)
+    net = build_network(network, 0).double()
+    start = {name: value.detach() for name, value in net.named_parameters()}
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(6, 1, 8, 8, generator=random, dtype=torch.float64).requires_grad_()
+    labels, lr = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    rows = [torch.tensor(one) for one in ([0, 1, 2], [3, 4], [5, 0, 0], [2, 4, 5])]
+    draws = [draw(DsaConfig(), random, len(one)) for one in rows]
+
+    def plain():
+        parameters = {name: value.requires_grad_() for name, value in start.items()}
+        for one, drawn in zip(rows, draws, strict=True):
+            logits = torch.func.functional_call(net, parameters, (augment(images[one], drawn, DsaConfig()),))
+            loss = torch.nn.functional.cross_entropy(logits, labels[one])
+            slopes = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+            parameters = {n: v - lr * s for (n, v), s in zip(parameters.items(), slopes, strict=True)}
+        return parameters
+
+    def gradients(end):
+        return torch.autograd.grad(sum((value**3).sum() for value in end.values()), [images, lr])
+
+    ours, theirs = unroll(net, start, images, labels, lr, rows, draws, DsaConfig()), plain()
+    assert all(torch.allclose(ours[name], theirs[name]) for name in start)
+    for one, other in zip(gradients(ours), gradients(theirs), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12) and bool(one.any())
+    still = unroll(net, start, images, labels, lr, [])
+    assert all(torch.equal(still[name], value) for name, value in start.items())
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

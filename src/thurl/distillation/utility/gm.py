@@ -48,22 +48,47 @@ def gradient_matching_loss(
     synthetic: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum of `gradient_distance` over the classes on both sides.
+    """Sum of `gradient_distance` over the classes on both sides, with the gradient in `synthetic`.
 
     Args:
-        network: with parameters that require a gradient.
+        network: with parameters that require a gradient; none flows into them.
         real, synthetic: (N, channels, H, W), normalised; no gradient flows into `real`.
         real_labels, labels: int64 (N,).
     """
-    parameters = list(network.parameters())
-    total = synthetic.sum() * 0
+    total = synthetic.new_zeros(())
+    slope = torch.zeros_like(synthetic)
     for label in sorted(set(labels.tolist()) & set(real_labels.tolist())):
-        rows, mine = real_labels == label, labels == label
-        wanted = torch.autograd.grad(functional.cross_entropy(network(real[rows]), real_labels[rows]), parameters)
-        loss = functional.cross_entropy(network(synthetic[mine]), labels[mine])
-        found = torch.autograd.grad(loss, parameters, create_graph=True)
-        total = total + gradient_distance(wanted, found)
-    return total
+        rows, mine = real_labels == label, (labels == label).nonzero()[:, 0]
+        wanted = _gradients(network, real[rows], real_labels[rows])
+        with torch.enable_grad():
+            images = synthetic.detach()[mine].requires_grad_()
+            loss = gradient_distance(wanted, _gradients(network, images, labels[mine], create_graph=True))
+            (slope[mine],) = torch.autograd.grad(loss, images)
+        total += loss.detach()
+    return _WithGradient.apply(synthetic, total, slope)
+
+
+def _gradients(
+    network: Classifier, images: torch.Tensor, labels: torch.Tensor, create_graph: bool = False
+) -> tuple[torch.Tensor, ...]:
+    with torch.enable_grad():
+        loss = functional.cross_entropy(network(images), labels)
+        return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value and its gradient, both known: so one class's graph at a time is in memory, not all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outside: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return outside * slope, None, None
 
 
 class GradientMatching(Utility):
