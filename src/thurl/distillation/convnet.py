@@ -19,8 +19,8 @@ NORMS = ("instance", "batch", "none")
 
 
 def default_depth(height: int, width: int) -> int:
-    """Blocks for a size: 3 at 32 pixels and 5 at 128, as in the paper; the last map is then at least 4 pixels wide."""
-    return max(1, min(height, width).bit_length() - 3)
+    """Blocks for a size: 3 at 28 and 32 pixels and 5 at 128, as in the paper; the last map is 3 to 7 pixels wide."""
+    return max(1, (min(height, width) + 4).bit_length() - 3)
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:

@@ -8,6 +8,7 @@ linear layer in place of three. Batch norm gives way to `norm`. The paper's ViT:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +127,7 @@ def _vgg11(config: NetworkConfig) -> Classifier:
 
     side = min(config.height, config.width)
     layers: list[nn.Module] = []
-    for layer in vgg11_bn(weights=None).features:
+    for layer in _trunk(vgg11_bn):
         if isinstance(layer, nn.BatchNorm2d):
             layer = norm_layer(config.norm, layer.num_features)
         elif isinstance(layer, nn.MaxPool2d):
@@ -136,6 +137,10 @@ def _vgg11(config: NetworkConfig) -> Classifier:
         layers.append(layer)
     if config.channels != 3:
         layers[0] = nn.Conv2d(config.channels, 64, 3, padding=1)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):  # as torchvision starts VGG
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
     return _Network(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), config)
 
 
@@ -143,7 +148,7 @@ def _alexnet(config: NetworkConfig) -> Classifier:
     from torchvision.models import alexnet
 
     side = min(config.height, config.width)
-    layers = list(alexnet(weights=None).features)
+    layers = _trunk(alexnet)
     if side < 64:
         layers[0] = nn.Conv2d(config.channels, 64, 5, padding=2)
         pools = [layer for layer in layers if isinstance(layer, nn.MaxPool2d)]
@@ -155,6 +160,16 @@ def _alexnet(config: NetworkConfig) -> Classifier:
     elif config.channels != 3:
         layers[0] = nn.Conv2d(config.channels, 64, 11, stride=4, padding=2)
     return _Network(nn.Sequential(*layers), config)
+
+
+def _trunk(make: Callable[..., nn.Module]) -> list[nn.Module]:
+    """The layers of `features`, without spending time on the 100 million weights of the layers behind it."""
+    with torch.device("meta"):
+        trunk = make(weights=None).features
+    for layer in trunk.to_empty(device="cpu"):
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return list(trunk)
 
 
 def _vit(config: NetworkConfig) -> Classifier:

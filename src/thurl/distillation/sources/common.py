@@ -27,13 +27,15 @@ def read_pictures(
 
     Args:
         channels: 1 (luma) or 3.
-        size: height and width that each is brought to, its shape not kept; by area average where it shrinks, by
-            Pillow's box filter where it grows. None: all must be of one size.
+        size: height and width that each is brought to by area average, its shape not kept; where it grows, pixels are
+            repeated. None: all must be of one size.
 
     Raises:
         DataError: files that cannot be read (all listed), or pictures of several sizes.
     """
-    found, problems, sizes = [], [], {}
+    found: list[np.ndarray] = []
+    problems: list[str] = []
+    sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
             picture = open_image(file, name=str(file.relative_to(root)) if root else None)

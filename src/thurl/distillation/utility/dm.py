@@ -14,6 +14,7 @@ from thurl.distillation.dsa import DsaConfig, augment_pair
 from thurl.distillation.networks import NetworkConfig, draw_network
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.utility.base import Utility, class_means
+from thurl.errors import UsageError
 
 
 __all__ = ["DistributionMatching", "distribution_matching_loss"]
@@ -51,9 +52,14 @@ class DistributionMatching(Utility):
         network: its shape.
         batch_real: real pictures of each class per iteration; the paper takes 256.
         dsa: augmentation, or None.
+
+    Raises:
+        UsageError: a batch of less than one picture.
     """
 
     def __init__(self, network: NetworkConfig, batch_real: int = 256, dsa: DsaConfig | None = DsaConfig()):  # noqa: B008
+        if batch_real < 1:
+            raise UsageError(f"batch_real: {batch_real} must be at least 1")
         self.network = network
         self.batch_real = batch_real
         self.dsa = dsa

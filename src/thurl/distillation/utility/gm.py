@@ -19,6 +19,7 @@ from thurl.distillation.dsa import DsaConfig, augment_pair
 from thurl.distillation.networks import NetworkConfig, build_network, draw_network
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.utility.base import Utility
+from thurl.errors import UsageError
 
 
 __all__ = ["GradientMatching", "gradient_distance", "gradient_matching_loss"]
@@ -47,22 +48,47 @@ def gradient_matching_loss(
     synthetic: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum of `gradient_distance` over the classes on both sides.
+    """Sum of `gradient_distance` over the classes on both sides, with the gradient in `synthetic`.
 
     Args:
-        network: with parameters that require a gradient.
+        network: with parameters that require a gradient; none flows into them.
         real, synthetic: (N, channels, H, W), normalised; no gradient flows into `real`.
         real_labels, labels: int64 (N,).
     """
-    parameters = list(network.parameters())
-    total = synthetic.sum() * 0
+    total = synthetic.new_zeros(())
+    slope = torch.zeros_like(synthetic)
     for label in sorted(set(labels.tolist()) & set(real_labels.tolist())):
-        rows, mine = real_labels == label, labels == label
-        wanted = torch.autograd.grad(functional.cross_entropy(network(real[rows]), real_labels[rows]), parameters)
-        loss = functional.cross_entropy(network(synthetic[mine]), labels[mine])
-        found = torch.autograd.grad(loss, parameters, create_graph=True)
-        total = total + gradient_distance(wanted, found)
-    return total
+        rows, mine = real_labels == label, (labels == label).nonzero()[:, 0]
+        wanted = _gradients(network, real[rows], real_labels[rows])
+        with torch.enable_grad():
+            images = synthetic.detach()[mine].requires_grad_()
+            loss = gradient_distance(wanted, _gradients(network, images, labels[mine], create_graph=True))
+            (slope[mine],) = torch.autograd.grad(loss, images)
+        total += loss.detach()
+    return _WithGradient.apply(synthetic, total, slope)
+
+
+def _gradients(
+    network: Classifier, images: torch.Tensor, labels: torch.Tensor, create_graph: bool = False
+) -> tuple[torch.Tensor, ...]:
+    with torch.enable_grad():
+        loss = functional.cross_entropy(network(images), labels)
+        return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value and its gradient, both known: so one class's graph at a time is in memory, not all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outside: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return outside * slope, None, None
 
 
 class GradientMatching(Utility):
@@ -76,6 +102,9 @@ class GradientMatching(Utility):
         lr: of the SGD that trains the network there.
         batch: synthetic pictures per step of it.
         dsa: augmentation of the comparison and of the network's training; the paper's runs have none.
+
+    Raises:
+        UsageError: a value outside its range.
     """
 
     def __init__(
@@ -88,6 +117,20 @@ class GradientMatching(Utility):
         batch: int = 256,
         dsa: DsaConfig | None = None,
     ):
+        problems = [
+            f"{name}: {value} must be at least {least}"
+            for name, value, least in (("batch_real", batch_real, 1), ("outer", outer, 1), ("inner", inner, 0),
+                                       ("batch", batch, 1))
+            if value < least
+        ]  # fmt: skip
+        if not lr > 0:
+            problems.append(f"lr: {lr} must be above 0")
+        if network.norm == "batch":
+            problems.append(
+                "norm: `batch` depends on the other pictures of a batch; gradient matching takes `instance`"
+            )
+        if problems:
+            raise UsageError(problems)
         self.network = network
         self.batch_real, self.outer, self.inner, self.lr, self.batch = batch_real, outer, inner, lr, batch
         self.dsa = dsa

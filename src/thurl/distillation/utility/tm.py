@@ -1,9 +1,9 @@
 """Trajectory matching (Cazenavette et al. 2022, arXiv 2203.11932).
 
 A student starts where an expert stood after some epoch of training on real pictures, takes `syn_steps` steps of SGD on
-the synthetic set, and should end where the expert was `expert_epochs` later. The gradient passes through all steps, to
-the pictures and to the learning rate, which is learned. Experts and start epochs are drawn with equal chance; the
-official code takes the experts in shuffled turns.
+the synthetic set, and should end where the expert was `expert_epochs` later. The exact gradient passes through all
+steps, one at a time, to the pictures and to the learning rate, which is learned. Experts and start epochs are drawn
+with equal chance; the official code takes the experts in shuffled turns.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
+from thurl.distillation.classifier_training import batches
 from thurl.distillation.convnet import Classifier
-from thurl.distillation.dsa import DsaConfig, augment, draw
+from thurl.distillation.dsa import Draw, DsaConfig, augment, draw
 from thurl.distillation.experts import Experts
 from thurl.distillation.networks import build_network
 from thurl.distillation.pictures import RealBatches
@@ -27,8 +28,6 @@ from thurl.errors import DataError, UsageError
 
 __all__ = ["TrajectoryMatching", "trajectory_distance", "unroll"]
 
-Parameters = dict[str, torch.Tensor]
-
 
 def unroll(
     network: Classifier,
@@ -36,11 +35,13 @@ def unroll(
     images: torch.Tensor,
     labels: torch.Tensor,
     lr: torch.Tensor,
-    steps: Sequence[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    draws: Sequence[Draw] | None = None,
     dsa: DsaConfig | None = None,
-    generator: torch.Generator | None = None,
-) -> Parameters:
+) -> dict[str, torch.Tensor]:
     """Parameters after plain SGD on cross-entropy, differentiable in `images` and `lr`.
+
+    Memory is that of one step, however many there are; the way back computes every step's gradient a second time.
 
     Args:
         network: its shape; its own parameters are not used.
@@ -48,22 +49,76 @@ def unroll(
         images: (N, channels, H, W), normalised.
         labels: int64 (N,).
         lr: scalar.
-        steps: int64 indices of the pictures of each step.
-        dsa: augmentation of each step's pictures, drawn from `generator`.
+        rows: int64 indices of the pictures of each step.
+        draws: augmentation of each step's pictures with the strengths of `dsa`; None for none.
     """
-    parameters = {name: value.detach().requires_grad_() for name, value in start.items()}
-    for rows in steps:
-        chosen = rows.to(images.device)
-        batch = images[chosen]
-        if dsa is not None:
-            assert generator is not None, "augmentation draws from a generator"
-            batch = augment(batch, draw(dsa, generator, len(batch)), dsa)
-        loss = functional.cross_entropy(functional_call(network, parameters, (batch,)), labels[chosen])
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-        parameters = {
-            name: value - lr * gradient for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
-        }
-    return parameters
+    steps = _Steps(network, start, labels, [one.to(images.device) for one in rows], draws, dsa)
+    return dict(zip(start, _Unroll.apply(images, lr, steps), strict=True))
+
+
+class _Steps:
+    """What the steps of a student are, but for the pictures and the rate."""
+
+    def __init__(
+        self,
+        network: Classifier,
+        start: Mapping[str, torch.Tensor],
+        labels: torch.Tensor,
+        rows: list[torch.Tensor],
+        draws: Sequence[Draw] | None,
+        dsa: DsaConfig | None,
+    ):
+        self.network, self.names, self.rows = network, list(start), rows
+        self.start = [value.detach() for value in start.values()]
+        self._labels, self._draws, self._dsa = labels, draws, dsa
+
+    def gradients(
+        self, index: int, parameters: Sequence[torch.Tensor], images: torch.Tensor, create_graph: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        """Of the loss of step `index` on its pictures, by parameter."""
+        if self._draws is not None and self._dsa is not None:
+            images = augment(images, self._draws[index], self._dsa)
+        logits = functional_call(self.network, dict(zip(self.names, parameters, strict=True)), (images,))
+        loss = functional.cross_entropy(logits, self._labels[self.rows[index]])
+        return torch.autograd.grad(loss, parameters, create_graph=create_graph)
+
+
+class _Unroll(torch.autograd.Function):
+    """SGD steps with the graph of one step at a time; in between only parameters are kept.
+
+    The way back is the adjoint of the way there. With g the gradient of a step and a the adjoint behind it, the one in
+    front is `a - lr * d<g, a>/d parameters`; the pictures get `-lr * d<g, a>/d pictures`, the rate gets `-<g, a>`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, lr: torch.Tensor, steps: _Steps) -> tuple[torch.Tensor, ...]:
+        parameters = steps.start
+        ctx.visited, ctx.steps, ctx.images, ctx.lr = [], steps, images.detach(), lr.detach()
+        for index, rows in enumerate(steps.rows):
+            ctx.visited.append(parameters)
+            with torch.enable_grad():
+                gradients = steps.gradients(index, _leaves(parameters), ctx.images[rows])
+            parameters = [value - ctx.lr * gradient for value, gradient in zip(parameters, gradients, strict=True)]
+        return tuple(parameters) if steps.rows else tuple(value.clone() for value in parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *adjoint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        of_images, of_lr = torch.zeros_like(ctx.images), torch.zeros_like(ctx.lr)
+        for index, rows in reversed(list(enumerate(ctx.steps.rows))):
+            with torch.enable_grad():
+                parameters, images = _leaves(ctx.visited[index]), ctx.images[rows].requires_grad_()
+                gradients = ctx.steps.gradients(index, parameters, images, create_graph=True)
+                along = torch.stack([(g * a).sum() for g, a in zip(gradients, adjoint, strict=True)]).sum()
+                *turns, to_images = torch.autograd.grad(along, [*parameters, images], materialize_grads=True)
+            of_lr -= along.detach()
+            of_images.index_add_(0, rows, -ctx.lr * to_images)
+            adjoint = tuple(a - ctx.lr * turn for a, turn in zip(adjoint, turns, strict=True))
+        return of_images, of_lr, None
+
+
+def _leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [value.detach().requires_grad_() for value in values]
 
 
 def trajectory_distance(
@@ -145,15 +200,16 @@ class TrajectoryMatching(Utility):
             for at in (epoch, epoch + self.expert_epochs)
         )
         lr = self.lr.to(images.device, images.dtype)
-        steps = self._steps(len(images), generator)
-        end = unroll(self._network, start, images, labels, lr, steps, self.dsa, generator)
+        rows = self._rows(len(images), generator)
+        draws = None if self.dsa is None else [draw(self.dsa, generator, len(one)) for one in rows]
+        end = unroll(self._network, start, images, labels, lr, rows, draws, self.dsa)
         return trajectory_distance(end, start, target)
 
-    def _steps(self, count: int, generator: torch.Generator) -> list[torch.Tensor]:
-        steps: list[torch.Tensor] = []
-        while len(steps) < self.syn_steps:
-            steps += torch.randperm(count, generator=generator).split(self.batch or count)
-        return steps[: self.syn_steps]
+    def _rows(self, count: int, generator: torch.Generator) -> list[torch.Tensor]:
+        rows: list[torch.Tensor] = []
+        while len(rows) < self.syn_steps:
+            rows += batches(count, self.batch or count, generator)
+        return rows[: self.syn_steps]
 
     def update(self, scale: float = 1.0) -> None:
         """Step the learned rate.
@@ -170,7 +226,7 @@ class TrajectoryMatching(Utility):
         if not bool(gradient.isfinite()):
             raise DataError(
                 f"trajectory matching: the gradient of the learned rate is {float(gradient)} at a rate of "
-                f"{float(self.lr):.3g}; lower lr, lr_lr or syn_steps"
+                f"{float(self.lr.detach()):.3g}; lower lr, lr_lr or syn_steps"
             )
         self._velocity = 0.5 * self._velocity + gradient
         with torch.no_grad():
