@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from thurl.distillation.decoder_networks import initial_networks
 from thurl.distillation.entropy import MIN_PROBABILITY, context_offsets, contexts, laplace_bits, predict
 from thurl.distillation.geometry import CONTEXTS, CodecConfig
-from thurl.distillation.decoder_networks import initial_networks
 from thurl.errors import UsageError
 
 

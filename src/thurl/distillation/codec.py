@@ -17,9 +17,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from thurl.distillation.coded import CodedSlice
+from thurl.distillation.decoder_networks import initial_networks, networks_of
 from thurl.distillation.entropy import contexts, laplace_bits, predict
 from thurl.distillation.geometry import CodecConfig
-from thurl.distillation.decoder_networks import initial_networks, networks_of
 from thurl.distillation.quantizer import gaussian_noise, kumaraswamy_noise, noisy_round, straight_through_round
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
 from thurl.errors import DataError, UsageError

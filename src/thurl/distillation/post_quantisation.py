@@ -23,16 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from thurl.distillation.codec import LatentCodec
 from thurl.distillation.coded import GROUPS, CodedGroup
+from thurl.distillation.decoder_networks import networks_of
 from thurl.distillation.entropy import contexts, laplace_bits, predict
-from thurl.distillation.decoder_networks import networks_of
-=======
-from thurl.distillation.codec import LatentCodec, latent_bits
-from thurl.distillation.coded import GROUPS, CodedGroup
-from thurl.distillation.decoder_networks import networks_of
->>>>>>> ddfile
 from thurl.distillation.rate import GOLOMB_ORDERS, exp_golomb_bits
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
 from thurl.errors import DataError, UsageError
