@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import statistics
 import sys
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/distillation"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="further overrides of the recipe")
     options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     torch.set_num_threads(1)
     folders = {"photographs": options.photos, "digits": options.digits, "cifar": options.cifar}

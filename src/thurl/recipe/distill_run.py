@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from thurl.distillation import ddr
-from thurl.distillation.evaluation import EvaluationConfig
+from thurl.distillation.dataset_card import dataset_card
+from thurl.distillation.evaluation import OTHER_LR, EvaluationConfig
 from thurl.distillation.joint import DistilledSet
 from thurl.distillation.utility.tm import TrajectoryMatching
 from thurl.recipe.distill import DistillRecipe
@@ -23,6 +25,7 @@ from thurl.recipe.distill_report import DistillOutcome, write_report
 from thurl.recipe.distill_stages import Distillation
 from thurl.training.checkpoints import last_whole_checkpoint
 from thurl.training.progress import quiet_libraries
+from thurl.training.results import write_atomically
 
 
 __all__ = ["FILE", "distil", "run"]
@@ -45,7 +48,15 @@ def run(recipe: DistillRecipe, *, recipe_path: str, overrides: Sequence[str] = (
     """
     quiet_libraries()
     outcome = distil(recipe)
-    return write_report(recipe, outcome, recipe_path, overrides)
+    record = write_report(recipe, outcome, recipe_path, overrides)
+    if recipe.training.get("push_to_hub"):
+        name = str(recipe.training["hub_model_id"])
+        private = recipe.training.get("hub_private_repo")
+        address = ddr.load(Path(recipe.training["output_dir"]) / FILE).push_to_hub(
+            name, private=private, license=recipe.hub.license
+        )
+        logger.info("Pushed as a data set: %s", address)
+    return record
 
 
 def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillOutcome:
@@ -75,6 +86,8 @@ def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillO
     chosen = choice.chosen.coded
     folder = Path(recipe.training["output_dir"])
     rate = ddr.write(chosen.dataset, folder / FILE)
+    card = dataset_card(chosen.dataset, rate.row(), name=folder.resolve().name, license=recipe.hub.license)
+    write_atomically(folder / "README.md", card)
     clock = time.perf_counter()
     shipped = ddr.load(folder / FILE)  # from here on, only what the file gives
     decode_seconds = time.perf_counter() - clock
@@ -161,10 +174,6 @@ def _across(
     device: Any,
 ) -> dict[str, Any]:
     """Other networks on the shipped set, by name."""
-    from dataclasses import replace
-
-    from thurl.distillation.evaluation import OTHER_LR
-
     found = {}
     for name in recipe.evaluation.architectures:
         network = network_config(recipe, study.train, name=name)
