@@ -85,9 +85,8 @@ class Laplace:
         symbols = [coder.take(self.frequencies(f, s)) for f, s in distributions]
         far = [i for i, symbol in enumerate(symbols) if symbol == 33]
         found = [symbol - 16 for symbol in symbols]
-        for i, value in zip(
-            far, coder.golomb([max(0, (distributions[i][1] - 73) // 11) + 1 for i in far]), strict=True
-        ):
+        orders = [max(0, (distributions[i][1] - 73) // 11) + 1 for i in far]
+        for i, value in zip(far, coder.golomb(orders), strict=True):
             found[i] = (value // 2 + 17) * (-1 if value % 2 else 1)
         return found
 
@@ -197,13 +196,12 @@ def picture(levels, header, groups):
                 m, first = i // 2, 1 - i % 2
                 return [(first + 2 * j, min(max(m + 1 + i % 2 - j, 0), size - 1)) for j in range(4)]
 
-            bigger.append([
-                [
-                    hold(rounded(sum(kernel[8 * a + b] * grid[p][q] for a, p in places(y, h) for b, q in places(x, w)), ke))
-                    for x in range(len(level[0]))
-                ]
-                for y in range(len(level))
-            ])  # fmt: skip
+            out = [[0] * len(level[0]) for _ in level]
+            for y in range(len(level)):
+                for x in range(len(level[0])):
+                    total = sum(kernel[8 * a + b] * grid[p][q] for a, p in places(y, h) for b, q in places(x, w))
+                    out[y][x] = hold(rounded(total, ke))
+            bigger.append(out)
         channels = [[[v * 4096 for v in row] for row in level], *bigger]
     height, width, plain = header["height"], header["width"], len(weights) - 2
     for i in range(plain):

@@ -56,16 +56,16 @@ def test_it_reads_outliers_wide_weights_and_coded_labels(plain, context):
     latents = [np.rint(rng.laplace(0, 1, (4, *size))).astype(np.int32) for size in config.level_sizes]
     latents[0][1, 2, 3], latents[1][0, 1, 1], latents[0][3, 0, 0] = 300, -60, 17
     spreads = dict(zip(GROUPS, (6, 40, 300, 20, 3000), strict=True))
-    exponents = dict(zip(GROUPS, (6, 5, 11, 6, 13), strict=True))
+    exponents = dict(zip(GROUPS, (6, 5, 11, 8, 16), strict=True))
     nets = {
         name: CodedGroup(
             exponents[name], tuple(np.rint(rng.laplace(0, spreads[name], shape)).astype(np.int32) for shape in shapes)
         )
         for name, shapes in group_shapes(config).items()
     }
-    # Positive weights keep the ReLUs open.
-    weights = tuple(np.abs(values) for values in nets["synthesis_weight"].values)
-    nets["synthesis_weight"] = CodedGroup(8, weights)
+    # Positive numbers keep the ReLUs open.
+    for name in ("synthesis_weight", "synthesis_bias"):
+        nets[name] = CodedGroup(exponents[name], tuple(np.abs(values) for values in nets[name].values))
     part = CodedSlice(config, np.array([0, 0, 1, 1], np.int32), tuple(latents), nets)
     dataset = CodedDataset((part,), ("0", "1", "2"), (0.5,), (0.25,))
     assert_read(plain, dataset)
