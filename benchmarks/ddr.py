@@ -2,10 +2,10 @@
 
     python benchmarks/ddr.py
 
-Codecs are fitted to patches of the photographs that come inside scikit-image, scikit-learn and matplotlib: 200 patches
-of 64 x 64 pixels averaged to 16 x 16, one decoder for all (context 8, depth 2, width 24), 200 iterations in two stages,
-the last tenth with hard rounding; the networks are quantised at a mean squared error of 5e-5. Weights of bits are
-chosen for about 80, 50 and 25 kbit of latents. A run is one fit.
+Codecs are fitted to patches of the photographs that come inside scikit-image, scikit-learn and matplotlib: 200
+patches of 64 x 64 pixels averaged to 16 x 16, one decoder for all (context 8, depth 2, width 24), 200 iterations in
+two stages, the last tenth with hard rounding; the networks are quantised at a mean squared error of 5e-5. Weights of
+bits are chosen for about 80, 50 and 25 kbit of latents. A run is one fit.
 
 - `latents`: the file's section against the float estimate of the official formula (float32, probabilities of at
   least 2^-16, quantised networks); `whole`: all bits of the file against that estimate and the exponential Golomb

@@ -231,9 +231,7 @@ def test_contexts_lie_before_the_latent(context):
     assert (plan.latents((7, 6)) == latents).all()
     for y in range(7):
         for x in range(6):
-            wanted = [
-                latents[:, y + r, x + c] if 0 <= y + r and 0 <= x + c < 6 else np.zeros(2) for r, c in offsets
-            ]
+            wanted = [latents[:, y + r, x + c] if 0 <= y + r and 0 <= x + c < 6 else np.zeros(2) for r, c in offsets]
             assert (plan.grid[plan.cells[y * 6 + x] + plan.offsets] == np.stack(wanted)).all()
 
 

@@ -14,7 +14,14 @@ from scipy.stats import laplace as exact
 from thurl.distillation import laplace
 from thurl.distillation.golomb import decode_golomb, encode_golomb, golomb_bits
 from thurl.distillation.laplace import (
-    LOWEST_SCALE, REACH, SCALES, decode_differences, difference_bits, encode_differences, excess_table, table_row,
+    LOWEST_SCALE,
+    REACH,
+    SCALES,
+    decode_differences,
+    difference_bits,
+    encode_differences,
+    excess_table,
+    table_row,
 )  # fmt: skip
 from thurl.distillation.net_stream import choose_code
 from thurl.distillation.range_coder import make_decoder, make_encoder

@@ -23,7 +23,12 @@ def pixel_bits(dataset: CodedDataset) -> dict[str, int]:
 
 
 def dataset_card(
-    dataset: CodedDataset, rate: Mapping[str, Any], *, name: str, license: str | None = None, repo_id: str = "USER/NAME"
+    dataset: CodedDataset,
+    rate: Mapping[str, Any],
+    *,
+    name: str,
+    license: str | None = None,
+    repo_id: str = "USER/NAME",
 ) -> str:
     """The text of the card.
 

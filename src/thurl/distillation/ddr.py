@@ -7,7 +7,6 @@ gives its pictures. Nothing in a file is executed, and sizes are checked before 
 from __future__ import annotations
 
 import os
-import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from thurl.distillation.coded import CodedDataset, CodedSlice
 from thurl.distillation.ddr_bytes import Reader, Writer
 from thurl.distillation.ddr_header import Header, SlicePlan, header_of, pack_header, unpack_header
+from thurl.distillation.ddr_limits import MAX_BYTES, check_size, read_content
 from thurl.distillation.integer import decode_images
 from thurl.distillation.label_stream import decode_labels, encode_labels, labels_of_runs
 from thurl.distillation.latent_stream import decode_latents, encode_latents
@@ -30,18 +30,13 @@ from thurl.errors import DataError
 if TYPE_CHECKING:
     from thurl.distillation.ddr_dataset import DdrDataset
 
-__all__ = ["MAGIC", "MAX_BYTES", "VERSION", "DdrFile", "Rate", "decode", "encode", "inspect", "load", "rate", "read",
+__all__ = ["MAGIC", "VERSION", "DdrFile", "Rate", "decode", "encode", "inspect", "load", "rate", "read",
            "write"]  # fmt: skip
 
 MAGIC = b"DDR1"
 VERSION = 1
 """Layouts up to this one are read."""
 
-MAX_BYTES = 2**29
-"""Largest size of all pictures, 8 bits per value, that is read or written unless asked for more."""
-
-_MAX_PARAMETERS = 2**20
-_MAX_WORK = 2**46
 _MAX_HEADER = 2**22
 _MAX_LABELS = 2**34
 _END = 8
@@ -116,7 +111,7 @@ def encode(dataset: CodedDataset, *, coder: str = "auto", max_bytes: int = MAX_B
     Raises:
         DataError: a data set that could not be read again: too large, values out of range.
     """
-    _check_size([SlicePlan(part.config, len(part.labels), ()) for part in dataset.slices], max_bytes, "the data set")
+    check_size([SlicePlan(part.config, len(part.labels), ()) for part in dataset.slices], max_bytes, "the data set")
     # Labels in the header cost next to nothing where classes come in order; where they do not, coded ones are shorter.
     candidates = [
         _head(dataset, implicit, coder) for implicit in ((True, False) if len(dataset.classes) > 1 else (True,))
@@ -151,7 +146,7 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
     """
     reader = Reader(data, name)
     header = _read_head(reader)
-    _check_size(header.slices, max_bytes, name)
+    check_size(header.slices, max_bytes, name)
     bits = {"latents": 0, "nets": 0, "labels": 0}
     found = []
     for i, plan in enumerate(header.slices):
@@ -215,7 +210,7 @@ def inspect(path: str | os.PathLike[str], *, coder: str = "auto", max_bytes: int
     Raises:
         DataError: see `decode`; no such file, or not a file.
     """
-    return decode(_content(Path(path), max_bytes), str(path), coder=coder, max_bytes=max_bytes)
+    return decode(read_content(Path(path), max_bytes), str(path), coder=coder, max_bytes=max_bytes)
 
 
 def read(path: str | os.PathLike[str], *, coder: str = "auto", max_bytes: int = MAX_BYTES) -> CodedDataset:
@@ -259,32 +254,6 @@ def _read_head(reader: Reader) -> Header:
     return unpack_header(reader.section("the header", most=_MAX_HEADER, lead=5), reader.name)
 
 
-def _check_size(plans: tuple[SlicePlan, ...] | list[SlicePlan], max_bytes: int, name: str) -> None:
-    """Refuse what would fill the memory or never end, before anything of that size exists."""
-    size = work = 0
-    for i, plan in enumerate(plans):
-        config = plan.config
-        pixels = plan.samples * config.height * config.width
-        parameters = sum(
-            int(np.prod(shape))
-            for net in ("arm", "upsampling", "synthesis")
-            for shape in getattr(config, f"{net}_shapes")
-        )
-        if parameters > _MAX_PARAMETERS:
-            raise DataError(
-                f"{name}: slice {i} has networks of {parameters} numbers, at most {_MAX_PARAMETERS} are read"
-            )
-        size += pixels * config.channels
-        work += pixels * parameters
-    if size > max_bytes:
-        raise DataError(
-            f"{name}: {size} bytes of pictures, at most {max_bytes} are decoded; pass a larger max_bytes if you trust "
-            "the file"
-        )
-    if work > _MAX_WORK:
-        raise DataError(f"{name}: decoding would take {work} multiplications, at most {_MAX_WORK} are done")
-
-
 def _labels(header: Header, payload: bytes | None, name: str, coder: str) -> list[NDArray[np.int32]]:
     """Labels of each slice."""
     if payload is None:
@@ -326,21 +295,6 @@ def _slice(
         return CodedSlice(plan.config, labels, levels, groups)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-
-
-def _content(path: Path, max_bytes: int) -> bytes:
-    try:
-        found = path.stat()
-        # A named pipe or a device would block for ever.
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path}: this is not a regular file; give the path of a .ddr file")
-        if found.st_size > max_bytes:
-            raise DataError(f"{path}: {found.st_size} bytes, at most {max_bytes} are read; pass a larger max_bytes")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _same(one: CodedDataset, other: CodedDataset) -> bool:

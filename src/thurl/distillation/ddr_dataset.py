@@ -116,9 +116,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         write_atomically(folder / "data.ddr", encode(self.coded))
         (folder / "data").mkdir(exist_ok=True)
         self.to_huggingface().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
-        card = dataset_card(
-            self.coded, self.rate(), name=name or folder.name, license=license, repo_id=repo_id
-        )
+        card = dataset_card(self.coded, self.rate(), name=name or folder.name, license=license, repo_id=repo_id)
         write_atomically(folder / "README.md", card)
         return folder
 

@@ -202,6 +202,12 @@ def _next_weight(tried: list[tuple[float, float]], target: float) -> float:
         (high, less), (low, more) = above[0], below[-1]
         share = (goal - low) / (high - low)
         return float(np.exp(more + share * (less - more)))
-    # One side only: bits have been seen to fall with about the square root of the weight; never further than 30 times.
+    # One side only: along the line of the two nearest; bits have been seen to fall with about the square root of the
+    # weight, which serves for the first. Never further than 30 times.
     bits, weight = above[0] if above else below[-1]
-    return float(np.exp(weight + np.clip(2 * (bits - goal), -3.4, 3.4)))
+    slope = -0.5
+    if len(points) > 1:
+        other = above[1] if above else below[-2]
+        if other[1] != weight:
+            slope = min((other[0] - bits) / (other[1] - weight), -0.05)
+    return float(np.exp(weight + np.clip((goal - bits) / slope, -3.4, 3.4)))

@@ -58,7 +58,7 @@ def decode_labels(decoder: Decoder, count: int, classes: int) -> NDArray[np.int3
 
 
 def _excess(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Frequencies minus 1 in proportion to counts, rounded down; the last class has what is left over."""
+    """Frequencies minus 1 in proportion to counts; the ends of the classes are rounded down."""
     free = 2**PRECISION - len(counts)
     if len(counts) < 2:
         raise DataError("labels of one class need no code")

@@ -23,8 +23,8 @@ from thurl.errors import DataError
 __all__ = ["ESCAPE", "FRACTIONS", "LOWEST_SCALE", "REACH", "SCALES", "decode_differences", "difference_bits",
            "encode_differences", "excess_table", "table_row"]  # fmt: skip
 
-# Least frequency, out of 2^24. Training counts no symbol with more than 16 bits, and so leaves some that its network all
-# but excludes: without this floor they would cost far more than was counted.
+# Least frequency, out of 2^24. Training counts no symbol with more than 16 bits, and so leaves some that its network
+# all but excludes: without this floor they would cost far more than was counted.
 _FLOOR = 2**8
 
 FRACTIONS = 64
