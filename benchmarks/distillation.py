@@ -9,7 +9,7 @@ counted) a fit of the warm-up to it and a joint run to it, DM pixels, real pixel
 of the quality that is best on held-out pictures, as many as the file's bits hold (entropy-coded data alone is counted,
 in their favour). Pixel sets have one picture per class where not even that fits.
 
-`--photos`: a folder of photographs, each a class, ten of them; patches of 32 pixels, averaged to 16, train and test
+`--photos`: a folder of photographs, each a class, ten of them; patches of 24 pixels, averaged to 16, train and test
 from separate regions. `--digits`: a folder with MNIST idx files, grey. `--cifar`: the binary version of CIFAR-10. The
 seed draws classes, pictures, warm-up, codec and networks.
 
@@ -60,16 +60,16 @@ RECIPE = "tiny/distill_rate_utility"
 SIZES = (3000, 6144, 12500)
 SCIKIT_SIZE = 1600
 DATA: dict[str, tuple[str, ...]] = {
-    "photographs": ("data.source.format=photo_patches", "data.source.max_classes=10"),
+    "photographs": ("data.source.format=photo_patches", "data.source.max_classes=10", "data.source.patch=24"),
     "digits": ("data.source.format=mnist", "data.train_per_class=200", "data.test_per_class=100"),
     "cifar": ("data.source.format=cifar10", "data.train_per_class=1000", "data.test_per_class=200"),
 }
 OVERRIDES = (
     *("model.depth=2", "model.widths=[24]", "data.size=16"),
-    *("warm_up.iterations=200", "warm_up.candidates=1", "warm_up.keep=1", "warm_up.rate_weight=0.003"),
+    *("warm_up.iterations=200", "warm_up.candidates=1", "warm_up.keep=1", "warm_up.rate_weight=0.002"),
     *("fit.max_steps=120", "fit.learning_rate=3e-3", "training.max_steps=200", "training.learning_rate=3e-3"),
     *("utility.batch_real=32", "choice.seeds=[1000]", "evaluation.seeds=[0,1]", "baselines.qualities=[5,20]"),
-    "baselines.names=[jpeg, webp]",
+    *("baselines.names=[jpeg, webp]", "evaluation.images=8000"),
     *("training.resume_from_checkpoint=auto", "report.results=null", "report.html=null"),
 )
 

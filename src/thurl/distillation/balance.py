@@ -13,10 +13,11 @@ from thurl.errors import DataError
 __all__ = ["balanced_lambda"]
 
 
-def balanced_lambda(model: DistilledSet, draws: int = 4) -> float:
-    """Ratio of the norms of both gradients on the latents, geometric mean over draws.
+def balanced_lambda(model: DistilledSet, draws: int = 8) -> float:
+    """Ratio of the norms of both gradients on the latents, each the mean over draws.
 
-    Model and utility are left as they were.
+    Of the mean, since a single gradient of the utility is mostly noise of its network and its real pictures. Model and
+    utility are left as they were.
 
     Args:
         model: with its objective.
@@ -28,26 +29,27 @@ def balanced_lambda(model: DistilledSet, draws: int = 4) -> float:
     objective = model.objective
     state, weight, steps = objective.utility.state_dict(), objective.weight, objective.steps
     grids = [grid for codec in model.codecs for grid in codec.grids]
-    logs = []
+    sums = {name: [torch.zeros_like(grid) for grid in grids] for name in ("rate", "utility")}
     try:
         objective.weight = 1.0
         # Numbers beyond the run, which must be soft steps all the same.
         objective.steps = 4 * (steps + draws)
         for step in range(steps, steps + draws):
             terms = model(torch.tensor([step])).terms
-            norms = []
-            for name in ("rate", "utility"):
+            for name, total in sums.items():
                 found = torch.autograd.grad(terms[name], grids, retain_graph=name == "rate", allow_unused=True)
-                norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None)))
-            if not all(math.isfinite(norm) and norm > 0 for norm in norms):
-                raise DataError(
-                    f"gradients of rate and utility have the norms {norms[0]:.3g} and {norms[1]:.3g}; both must be "
-                    "above 0 and finite to balance them. Set `rate.start`"
-                )
-            logs.append(math.log(norms[0] / norms[1]))
+                for value, gradient in zip(total, found, strict=True):
+                    if gradient is not None:
+                        value += gradient
     finally:
         objective.weight, objective.steps = weight, steps
         objective.utility.load_state_dict(state)
         for parameter in model.parameters():
             parameter.grad = None
-    return math.exp(sum(logs) / len(logs))
+    norms = [math.sqrt(sum(float(v.double().square().sum()) for v in total)) / draws for total in sums.values()]
+    if not all(math.isfinite(norm) and norm > 0 for norm in norms):
+        raise DataError(
+            f"gradients of rate and utility have the norms {norms[0]:.3g} and {norms[1]:.3g}; both must be above 0 "
+            "and finite to balance them. Set `rate.start`"
+        )
+    return norms[0] / norms[1]
