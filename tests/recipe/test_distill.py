@@ -49,7 +49,7 @@ def recipe(folder, *overrides):
 
 def test_all_mistakes_at_once_without_torch():
     overrides = [
-        *("model.decoder=v66", "data.source.folder=x", "data.size=8", "utility.experts=y", "utility.kind=gm"),
+        *("model.decoder=v66", "data.size=8", "utility.experts=y", "utility.kind=gm"),
         *("utility.syn_steps=3", "rate.lambdas=[{steps: 5, value: 1.0}]", "training.bf16=true", "choice.seeds=[0]"),
         *("warm_up.keep=9", "training.gradient_accumulation_steps=2", "data.mean=[0.5]", "rate.ramps=1"),
     ]
@@ -61,10 +61,10 @@ def test_all_mistakes_at_once_without_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in (
-        *("give either `decoder` or `widths`; the recipe has both", "`v66` is not one of", "is not used by `format:"),
+        *("give either `decoder` or `widths`; the recipe has both", "`v66` is not one of", "belongs to `std`"),
         *("which are 8 x 8", "utility.experts: y does not exist", "is for `kind: tm`", "unknown key `ramps`"),
         *("bits need float32", "is 9, but there are 2 `candidates`", "must be 1; `utility` has the sizes of batches"),
-        *("belongs to `std`", "must differ from `evaluation.seeds`"),
+        "must differ from `evaluation.seeds`",
     ):
         assert words in done.stdout, (words, done.stdout)
 
@@ -78,6 +78,8 @@ def test_combinations_that_make_no_sense():
         load_recipe(TINY, ["training.load_best_model_at_end=true"])
     with pytest.raises(UsageError, match="must say how long"):
         load_recipe(TINY, ["training.max_steps=-1"])
+    with pytest.raises(UsageError, match="is not used by `format: digits`"):
+        load_recipe(TINY, ["data.source.folder=."])
     with pytest.raises(UsageError, match="is needed by `format: imagenet`"):
         load_recipe(FULL, ["data.source.subset=null"])
 
