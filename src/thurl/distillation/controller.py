@@ -37,8 +37,8 @@ class RateControl:
 
     target: float
     margin: float = 0.02
-    proportional: float = 6.0
-    integral: float = 1.5
+    proportional: float = 8.0
+    integral: float = 2.0
     largest_change: float = 0.7
     smallest: float = 1e-6
     largest: float = 1e6

@@ -222,8 +222,8 @@ class RateSection(Section):
     """The controller aims this share below the size."""
     update_every: int = Field(5, ge=1)
     """Steps between two updates of lambda, each of which decodes the set once."""
-    proportional: float = Field(6.0, ge=0)
-    integral: float = Field(1.5, gt=0)
+    proportional: float = Field(8.0, ge=0)
+    integral: float = Field(2.0, gt=0)
     largest_change: float = Field(0.7, gt=0)
     ramp: float = Field(0.5, ge=0, le=1)
     start: float | None = Field(None, gt=0)
