@@ -21,6 +21,21 @@ def test_small_pictures_are_upsampled_like_large_ones(size, monkeypatch):
     torch.testing.assert_close(at_once, synthesis.upsample(features, kernel, target), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(3, 3), (9, 9)])
+def test_training_after_inference(size):
+    """Tables that are kept between calls are made outside of inference mode, whose tensors no gradient may use."""
+    synthesis._uses.cache_clear()
+    synthesis._phases.cache_clear()
+    kernel = synthesis.bicubic_kernel()[None]
+    features = torch.ones(1, 1, *size)
+    target = (2 * size[0], 2 * size[1])
+    with torch.inference_mode():
+        synthesis.upsample(features, kernel, target)
+    kernel.requires_grad_()
+    synthesis.upsample(features, kernel, target).sum().backward()
+    assert kernel.grad.abs().sum() > 0
+
+
 def test_a_constant_stays_constant():
     kernel = synthesis.bicubic_kernel()[None]
     for size in ((3, 3), (9, 9)):
