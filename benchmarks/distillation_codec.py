@@ -10,7 +10,7 @@ same networks in the same round:
 
 A step is pictures, bits and all gradients. `largest_difference` is the largest difference of pictures, and of bits
 relative to them, between the codec and `PlainSlice`. `memory`: largest sum of living tensors in MiB of a step, at once
-and in parts of one sample (`latents_at_once`), parameters left out; a count, the same in every round.
+and slice by slice (`latents_at_once`), parameters left out; a count, the same in every round.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def one_round(name: str, repeats: int, seed: int) -> dict[str, Any]:
         },
         "seconds_at_once": seconds[at_once],
         "largest_difference": difference(codec, noise, plain, noises),
-        "memory": {"at_once_mib": peak(at_once), "in_parts_mib": peak(lambda: at_once(config.latents))},
+        "memory": {"at_once_mib": peak(at_once), "in_parts_mib": peak(lambda: at_once(samples * config.latents))},
     }
 
 

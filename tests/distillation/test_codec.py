@@ -283,6 +283,8 @@ def test_integers_go_round(codec):
         codec.coded(labels[:2], nets)
     with pytest.raises(UsageError, match="labels of shape"):
         codec.coded(labels.astype(float), nets)
+    with pytest.raises(UsageError, match="labels -1 to 2"):
+        codec.coded(torch.tensor([[0, 0], [1, -1], [2, 0]]), nets)
     with pytest.raises(UsageError, match="networks of 3 slices"):
         codec.select(torch.tensor([0])).coded(labels[:1], nets)
     with pytest.raises(UsageError, match="several shapes"):

@@ -186,12 +186,14 @@ class LatentCodec(torch.nn.Module):
             labels: integers (S, B), class of each sample.
             nets: quantised networks of this codec, from `thurl.distillation.post_quantisation.post_quantise`.
         """
-        table = np.asarray(labels)
+        table = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
         if table.shape != (self.slices, self.samples) or table.dtype.kind not in "iu":
             raise UsageError(
                 f"labels of shape {table.shape} and type {table.dtype}: integers ({self.slices}, {self.samples}), "
                 "one for each sample of each slice, are needed"
             )
+        if table.min() < 0 or table.max() >= 2**31:
+            raise UsageError(f"labels {table.min()} to {table.max()}: classes are numbered from 0, below 2^31")
         if len(nets.slices) != self.slices:
             raise UsageError(f"networks of {len(nets.slices)} slices: this codec has {self.slices}")
         levels = [level.cpu().numpy() for level in self.symbols()]

@@ -34,7 +34,7 @@ def mix(features: torch.Tensor, network: Sequence[torch.Tensor]) -> torch.Tensor
     """
     if len(features) * features.shape[2] * sum(weight.shape[1] for weight in network[:-2:2]) <= _of(_KEPT, features):
         return _layers(features, network)[-1]
-    return _Mix.apply(features, *network)  # type: ignore[no-untyped-call]
+    return _Mix.apply(features, *network)
 
 
 def _of(sizes: dict[str, int], tensor: torch.Tensor) -> int:

@@ -91,12 +91,12 @@ class QuantisedNets:
 
 @dataclass(frozen=True)
 class _Steps:
-    """One group at every step, the finest first: integers (steps, S, values), bits (S, steps), orders (S, steps)."""
+    """One group at every step, the finest first."""
 
     values: list[torch.Tensor]  # (S, *shape) of each tensor, as trained
     exponents: range
-    bits: NDArray[np.float64]  # infinite where an integer is too large
-    orders: NDArray[np.int64]
+    bits: NDArray[np.float64]  # (S, steps), infinite where an integer is too large
+    orders: NDArray[np.int64]  # (S, steps), of the cheapest code
 
     def at(self, slices: Sequence[int], steps: Sequence[int]) -> list[torch.Tensor]:
         """Dequantised tensors of some slices, each with its own step."""
@@ -206,10 +206,12 @@ class _PictureSearch:
         self.kernel = codec.upsampling[0].detach()
         self.network = [p.detach() for p in codec.synthesis]
         self.max_mse = max_mse
-        self.features = upsample_pyramid(levels, self.kernel[:, 0, 0])
-        samples = range(0, codec.samples, _SAMPLES_AT_ONCE)
-        pictures = [synthesise(self.features[:, :, i : i + _SAMPLES_AT_ONCE], self.network) for i in samples]
-        self.reference = torch.cat(pictures, dim=1)
+        features, pictures = [], []
+        for start in range(0, codec.samples, _SAMPLES_AT_ONCE):
+            part = [level[:, start : start + _SAMPLES_AT_ONCE] for level in levels]
+            features.append(upsample_pyramid(part, self.kernel[:, 0, 0]))
+            pictures.append(synthesise(features[-1], self.network))
+        self.features, self.reference = torch.cat(features, dim=2), torch.cat(pictures, dim=1)
         self.mse = np.zeros(codec.slices)
         self.largest_layer = max(len(w[0]) for w in self.network) * codec.config.height * codec.config.width
 

@@ -93,13 +93,13 @@ def read_pool(path: str | os.PathLike[str]) -> tuple[ReleasedSlice, ...]:
 
 def write_pool(slices: Sequence[ReleasedSlice], path: str | os.PathLike[str]) -> None:
     """Writes the tensors of slices as safetensors, by the official indices."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for part in slices:
         name = f"{part.label}_{part.index}"
         tensors |= {f"{name}.grids.{i}": grid.unsqueeze(1) for i, grid in enumerate(part.grids)}
         for net, key in _KEYS.items():
             tensors |= {f"{name}.{key}.{i}": value for i, value in enumerate(part.networks[net])}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
 
 
 def pool_codec(slices: Sequence[ReleasedSlice]) -> LatentCodec:

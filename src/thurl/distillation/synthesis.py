@@ -116,8 +116,9 @@ def _uses(height: int, width: int, dtype: torch.dtype, device: torch.device) -> 
                 uses[tap, min(max(before, 0), length - 1), after] += 1  # the border is repeated
         return uses
 
-    uses = torch.einsum("ahy,bwx->abhwyx", line(height), line(width))
-    return uses.reshape(KERNEL**2, -1).to(device)
+    with torch.inference_mode(False):  # what is kept must serve training later
+        uses = torch.einsum("ahy,bwx->abhwyx", line(height), line(width))
+        return uses.reshape(KERNEL**2, -1).to(device)
 
 
 @cache
@@ -130,4 +131,5 @@ def _phases(device: torch.device) -> torch.Tensor:
         for i in range(2)
         for j in range(2)
     ]  # fmt: skip
-    return torch.tensor(places, device=device)
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)
