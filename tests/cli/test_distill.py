@@ -8,8 +8,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from thurl.cli import app
+from thurl.cli.distill import _MAX_BYTES
 from thurl.distillation import ddr, encoding
 from thurl.distillation.coded import CodedDataset, CodedGroup, CodedSlice, group_shapes
+from thurl.distillation.ddr_limits import MAX_BYTES
 from thurl.distillation.encoding import EncodedPictures, EncodingConfig, _next_weight, encode_pictures
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.picture_folders import folder_names, read_classes
@@ -102,7 +104,9 @@ def test_verify(file):
     assert json.loads(bad.stdout.splitlines()[0])["ok"] is False
     assert run("distill", "info", file).exit_code == 1
     assert run("distill", "verify", file.parent / "none.ddr").exit_code == 1
-    assert "--max-bytes" in run("distill", "verify", "--help").output
+    assert _MAX_BYTES == MAX_BYTES
+    small = run("distill", "verify", file, "--max-bytes", 400)
+    assert small.exit_code == 1 and "at most 400" in small.output
 
 
 def test_encode_makes_a_file_of_a_folder(folder, tmp_path):

@@ -62,15 +62,13 @@ class EntropyNetwork:
             )
             for i in range(config.depth)
         ]  # fmt: skip
-        last = {"what": "entropy network, last layer"}
+        last = "entropy network, last layer"
         outputs, offsets = rounded(weight, config.depth), rounded(bias, config.depth)
         exponents = weight.exponent, bias.exponent
-        self._mean = Layer.of(outputs[:1], exponents[0], offsets[:1], exponents[1], finer=BITS - 6, **last)
-        self._scale = Layer.of(outputs[1:], exponents[0], offsets[1:], exponents[1], finer=BITS - 4, **last)
-        self._last = Layer(
-            np.concatenate([self._mean.weight, self._scale.weight]),
-            np.concatenate([self._mean.bias, self._scale.bias]),
-        )
+        mean = Layer.of(outputs[:1], exponents[0], offsets[:1], exponents[1], finer=BITS - 6, what=last)
+        scale = Layer.of(outputs[1:], exponents[0], offsets[1:], exponents[1], finer=BITS - 4, what=last)
+        # One product for both: rows of a matrix know nothing of each other.
+        self._last = Layer(np.concatenate([mean.weight, scale.weight]), np.concatenate([mean.bias, scale.bias]))
 
     def predict(self, contexts: NDArray[np.float64]) -> tuple[Integers, Integers]:
         """Distributions of n latents.
