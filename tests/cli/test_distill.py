@@ -87,7 +87,19 @@ def test_info_tells_where_the_bits_are(file):
     assert row["pictures"] == 3 and row["training"] == {"lr": 0.01} and row["classes"] == ["../a", "b"]
     assert row["times_smaller_than"]["8 bits"] == pytest.approx(3 * 3 * 9 * 12 * 8 / row["total_bits"])
     text = run("distill", "info", file).output
-    for part in ("latents", "nets", "labels", "header", "all", "bits per class", "12x9"):
+    for part in (
+        "latents",
+        "nets",
+        "labels",
+        "header",
+        "all",
+        "bits per class",
+        "3 of 12x9, 3 channels",
+        "2: ../a, b",
+        "1, for 3 to 3 pictures each; context 8, depth 2, widths [5]",
+        'training: {"lr": 0.01}',
+        "soft labels: no",
+    ):
         assert part in text
 
 
@@ -111,7 +123,7 @@ def test_verify(file):
 
 def test_encode_makes_a_file_of_a_folder(folder, tmp_path):
     out = tmp_path / "new.ddr"
-    options = ("--iterations", 60, "--shared", "--rate-weight", 0.001)
+    options = ("--iterations", 30, "--shared", "--rate-weight", 0.001)
     done = run("distill", "encode", folder, "-o", out, *options, "--json")
     assert done.exit_code == 0, done.output
     row = json.loads(done.stdout.splitlines()[-1])
