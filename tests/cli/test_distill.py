@@ -8,8 +8,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from thurl.cli import app
+from thurl.cli.distill import _MAX_BYTES
 from thurl.distillation import ddr, encoding
 from thurl.distillation.coded import CodedDataset, CodedGroup, CodedSlice, group_shapes
+from thurl.distillation.ddr_limits import MAX_BYTES
 from thurl.distillation.encoding import EncodedPictures, EncodingConfig, _next_weight, encode_pictures
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.picture_folders import folder_names, read_classes
@@ -85,7 +87,19 @@ def test_info_tells_where_the_bits_are(file):
     assert row["pictures"] == 3 and row["training"] == {"lr": 0.01} and row["classes"] == ["../a", "b"]
     assert row["times_smaller_than"]["8 bits"] == pytest.approx(3 * 3 * 9 * 12 * 8 / row["total_bits"])
     text = run("distill", "info", file).output
-    for part in ("latents", "nets", "labels", "header", "all", "bits per class", "12x9"):
+    for part in (
+        "latents",
+        "nets",
+        "labels",
+        "header",
+        "all",
+        "bits per class",
+        "3 of 12x9, 3 channels",
+        "2: ../a, b",
+        "1, for 3 to 3 pictures each; context 8, depth 2, widths [5]",
+        'training: {"lr": 0.01}',
+        "soft labels: no",
+    ):
         assert part in text
 
 
@@ -102,12 +116,14 @@ def test_verify(file):
     assert json.loads(bad.stdout.splitlines()[0])["ok"] is False
     assert run("distill", "info", file).exit_code == 1
     assert run("distill", "verify", file.parent / "none.ddr").exit_code == 1
-    assert "--max-bytes" in run("distill", "verify", "--help").output
+    assert _MAX_BYTES == MAX_BYTES
+    small = run("distill", "verify", file, "--max-bytes", 400)
+    assert small.exit_code == 1 and "at most 400" in small.output
 
 
 def test_encode_makes_a_file_of_a_folder(folder, tmp_path):
     out = tmp_path / "new.ddr"
-    options = ("--iterations", 60, "--shared", "--rate-weight", 0.001)
+    options = ("--iterations", 30, "--shared", "--rate-weight", 0.001)
     done = run("distill", "encode", folder, "-o", out, *options, "--json")
     assert done.exit_code == 0, done.output
     row = json.loads(done.stdout.splitlines()[-1])

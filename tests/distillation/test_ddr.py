@@ -332,11 +332,16 @@ def test_names_and_hints_come_back(coded):
     assert_same(numbered, ddr.decode(ddr.encode(numbered)).dataset)
 
 
-def test_not_a_file(tmp_path):
+def test_not_a_file(coded, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         ddr.read(tmp_path / "none.ddr")
     with pytest.raises(DataError, match="not a regular file"):
         ddr.read(tmp_path)
+    with pytest.raises(DataError, match="this is a folder"):
+        ddr.write(coded, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        ddr.write(coded, tmp_path / "file" / "x.ddr")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="not a regular file"):
         ddr.read(tmp_path / "pipe")

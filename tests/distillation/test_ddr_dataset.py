@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from thurl.distillation import ddr
-from thurl.distillation.dataset_card import dataset_card, pixel_bits
+from thurl.distillation.dataset_card import dataset_card, plain_bits
 from thurl.distillation.ddr_dataset import DdrDataset
 from thurl.distillation.integer import decode_images
 from thurl.errors import UsageError
@@ -78,7 +78,7 @@ def test_the_card_tells_all_bits(loaded):
         assert f"| {part} | {rate[part]:,} |" in body
     assert f"{rate['total_bits'] // 8:,} bytes" in body and f"{rate['bpc']:,.0f} bits per class" in body
     values = 5 * 3 * 9 * 12
-    assert pixel_bits(loaded.coded) == {"fp32": 32 * values, "fp16": 16 * values, "8 bits": 8 * values}
+    assert plain_bits(loaded.coded) == {"fp32": 32 * values, "fp16": 16 * values, "8 bits": 8 * values}
     assert f"| 8 bits | {8 * values:,} | {8 * values / rate['total_bits']:.1f} |" in body
     assert "| lr | 0.01 |" in body and '| network | "convnet3" |' in body
     assert "# tiny \\| set # no heading\n" in body

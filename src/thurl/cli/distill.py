@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ MaxBytesOption = Annotated[
     int, typer.Option("--max-bytes", min=1, help="Refuse files that decode to more bytes of pictures.")
 ]
 _MAX_BYTES = 2**29
+_NAMES = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -75,21 +77,23 @@ def encode(
     """
     check_new("--out", out, overwrite)
     from thurl.cli.devices import usable_device
-    from thurl.distillation.picture_folders import read_classes
-
-    pictures = read_classes(source, per_class=per_class, size=size, channels=1 if grey else 3, seed=seed)
     from thurl.distillation import ddr
     from thurl.distillation.encoding import EncodingConfig, encode_pictures
+    from thurl.distillation.picture_folders import read_classes
     from thurl.distillation.warm_up import WarmUpConfig
 
     fit = WarmUpConfig(
-        iterations=iterations, candidates=candidates, keep=min(2, candidates), rate_weight=rate_weight,
+        iterations=iterations,
+        candidates=candidates,
+        keep=min(2, candidates),
+        rate_weight=rate_weight,
         straight_through=0.1,
-    )  # fmt: skip
+    )
     config = EncodingConfig(
         decoder=decoder, context=context, depth=depth, shared=shared, bits_per_class=bits_per_class, warm_up=fit
     )
-    where = str(usable_device(device))
+    where = usable_device(device)
+    pictures = read_classes(source, per_class=per_class, size=size, channels=1 if grey else 3, seed=seed)
     with progress("fitted", None) as advance:
         found = encode_pictures(
             pictures.images, pictures.labels, pictures.classes, config, seed=seed, device=where, progress=advance
@@ -142,8 +146,20 @@ def info(
         echo_json(row)
         return
     _show_rate(row)
-    for name in ("pictures", "size", "classes", "slices", "normalisation", "training"):
-        typer.echo(f"{name}: {printable(str(row[name]))}")
+    names = row["classes"]
+    shown = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    samples = [part["samples"] for part in row["slices"]]
+    shapes = {f"context {p['context']}, depth {p['depth']}, widths {p['widths']}" for p in row["slices"]}
+    typer.echo(f"pictures: {row['pictures']} of {row['size']}")
+    typer.echo(f"classes: {len(names)}: {printable(shown)}")
+    typer.echo(
+        f"decoders: {len(samples)}, for {min(samples)} to {max(samples)} pictures each; {'; '.join(sorted(shapes))}"
+    )
+    typer.echo(f"normalisation: mean {row['normalisation']['mean']}, std {row['normalisation']['std']}")
+    typer.echo(f"soft labels: {'yes' if row['soft_labels'] else 'no'}")
+    typer.echo(
+        f"training: {printable(json.dumps(row['training'], ensure_ascii=False)) if row['training'] else 'not said'}"
+    )
     for kind, times in row["times_smaller_than"].items():
         typer.echo(f"smaller than pixels of {kind}: {times:.1f} times")
 
@@ -172,7 +188,7 @@ def verify(
 
 def describe(found: Any) -> dict[str, Any]:
     """What `info` shows of a file that was read."""
-    from thurl.distillation.dataset_card import pixel_bits
+    from thurl.distillation.dataset_card import plain_bits
 
     dataset, rate = found.dataset, found.rate.row()
     config = dataset.slices[0].config
@@ -190,7 +206,7 @@ def describe(found: Any) -> dict[str, Any]:
         "normalisation": {"mean": list(dataset.mean), "std": list(dataset.std)},
         "soft_labels": dataset.soft_labels is not None,
         "training": dataset.hints,
-        "times_smaller_than": {kind: bits / rate["total_bits"] for kind, bits in pixel_bits(dataset).items()},
+        "times_smaller_than": {kind: bits / rate["total_bits"] for kind, bits in plain_bits(dataset).items()},
     }  # fmt: skip
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thurl.distillation.coded import CodedDataset
+from thurl.distillation.rate import pixel_bits
 
 
-__all__ = ["dataset_card", "pixel_bits"]
+__all__ = ["dataset_card", "plain_bits"]
 
 PAPER = "Dataset Distillation as Data Compression: A Rate-Utility Perspective"
 PAPER_ID = "2507.17221"
 
 
-def pixel_bits(dataset: CodedDataset) -> dict[str, int]:
+def plain_bits(dataset: CodedDataset) -> dict[str, int]:
     """Bits that the same number of pictures takes as plain numbers, by their kind."""
     config = dataset.slices[0].config
-    values = len(dataset.labels) * config.channels * config.height * config.width
-    return {"fp32": 32 * values, "fp16": 16 * values, "8 bits": 8 * values}
+    size = len(dataset.labels), config.height, config.width, config.channels
+    return {name: pixel_bits(*size, bits) for name, bits in (("fp32", 32), ("fp16", 16), ("8 bits", 8))}
 
 
 def dataset_card(
@@ -63,7 +64,7 @@ def dataset_card(
         f"{rate['bpc']:,.0f} bits per class, networks, labels and header included. The pictures as plain numbers:\n",
         _table(
             ("pixels as", "bits", "times the file"),
-            [(kind, f"{count:,}", f"{count / rate['total_bits']:.1f}") for kind, count in pixel_bits(dataset).items()],
+            [(kind, f"{count:,}", f"{count / rate['total_bits']:.1f}") for kind, count in plain_bits(dataset).items()],
         ),
         "Papers mostly count pixels as fp32; the row of 8 bits is the fairer one.\n",
         "## Loading\n",
@@ -98,8 +99,8 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines: list[tuple[str, ...]] = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
     return "\n".join("| " + " | ".join(_line(cell) for cell in line) + " |" for line in lines) + "\n"
 
 

@@ -92,7 +92,7 @@ class DdrFile:
             DataError: they are not the ones that were written.
         """
         found = np.concatenate([decode_images(part) for part in self.dataset.slices])
-        if zlib.crc32(found) != self.picture_checksum:
+        if zlib.crc32(found.data) != self.picture_checksum:
             raise DataError(
                 f"{self.name}: the checksum of the decoded pictures does not fit: the file was made by a program that "
                 "decodes differently. Write it anew with this version"
@@ -124,7 +124,7 @@ def encode(dataset: CodedDataset, *, coder: str = "auto", max_bytes: int = MAX_B
         encode_latents(latents, part)
         head.section(nets.finish())
         head.section(latents.finish())
-        checksum = zlib.crc32(decode_images(part), checksum)
+        checksum = zlib.crc32(decode_images(part).data, checksum)
     for payload in label_sections:
         head.section(payload)
     head.checksum(checksum)
@@ -147,17 +147,12 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
     reader = Reader(data, name)
     header = _read_head(reader)
     check_size(header.slices, max_bytes, name)
-    bits = {"latents": 0, "nets": 0, "labels": 0}
-    found = []
-    for i, plan in enumerate(header.slices):
-        payloads = []
-        for kind in ("nets", "latents"):
-            payloads.append(reader.section(f"the {kind} of slice {i}"))
-            bits[kind] += 8 * len(payloads[-1])
-        found.append((plan, i, *payloads))
+    payloads = [
+        (reader.section(f"the nets of slice {i}"), reader.section(f"the latents of slice {i}"))
+        for i in range(len(header.slices))
+    ]
     hard = None if header.implicit else reader.section("the labels")
     soft = reader.section("the soft labels") if header.soft else None
-    bits["labels"] = 8 * sum(len(payload) for payload in (hard, soft) if payload is not None)
     picture_checksum = reader.checksum("the pictures")
     whole = zlib.crc32(data[: reader.position])
     if whole != reader.checksum("the file") or reader.position != len(data):
@@ -167,11 +162,17 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
         )
     labels = _labels(header, hard, name, coder)
     slices = tuple(
-        _slice(plan, nets, latents, labels[i], f"{name}: slice {i}", coder) for plan, i, nets, latents in found
+        _slice(plan, nets, latents, labels[i], f"{name}: slice {i}", coder)
+        for i, (plan, (nets, latents)) in enumerate(zip(header.slices, payloads, strict=True))
     )
     dataset = CodedDataset(
         slices, header.classes, header.mean, header.std, header.hints, _soft_labels(header, soft, name)
     )
+    bits = {
+        "latents": 8 * sum(len(latents) for _, latents in payloads),
+        "nets": 8 * sum(len(nets) for nets, _ in payloads),
+        "labels": 8 * (len(hard or b"") + len(soft or b"")),
+    }
     rest = 8 * len(data) - sum(bits.values())
     return DdrFile(dataset, Rate(**bits, header=rest, classes=len(header.classes)), picture_checksum, name)
 
@@ -187,15 +188,20 @@ def write(
         coder, max_bytes: see `encode`.
 
     Raises:
-        DataError: see `encode`.
+        DataError: see `encode`; `path` cannot be written.
     """
     from thurl.training.results import write_atomically
 
+    if Path(path).is_dir():
+        raise DataError(f"{path}: this is a folder; give the name of a file")
     data = encode(dataset, coder=coder, max_bytes=max_bytes)
     back = decode(data, str(path), coder=coder, max_bytes=max_bytes)
     if not _same(dataset, back.dataset):
         raise DataError(f"{path}: what was to be written does not read back as the same; nothing was written")
-    write_atomically(path, data)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     return back.rate
 
 

@@ -154,9 +154,12 @@ def _parsed(document: Any) -> Header:
     for config in configs:
         _need(_list_of(config["widths"], _is_whole), "widths must be whole numbers")
         _need(_finite(config["gain"]), "gain must be a number")
-        whole = [document["height"], document["width"], channels, config["context"], config["depth"]]
+        height, width, context, depth = document["height"], document["width"], config["context"], config["depth"]
+        whole = [height, width, channels, context, depth]
         _need(_list_of(whole, _is_whole), "height, width, channels, context and depth must be whole numbers")
-        built.append(CodecConfig(*whole, tuple(config["widths"]), float(config["gain"])))
+        built.append(
+            CodecConfig(height, width, channels, context, depth, tuple(config["widths"]), float(config["gain"]))
+        )
     implicit = document["labels"] == "implicit"
     slices = document["slices"]
     _need(_list_of(slices, lambda s: _list_of(s, _is_whole)) and slices, "slices must be lists of whole numbers")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thurl.distillation.coded import CodedDataset, CodedSlice
 from thurl.distillation.ddr import rate
-from thurl.distillation.geometry import DECODERS, CodecConfig
+from thurl.distillation.geometry import CONTEXTS, DECODERS, CodecConfig
 from thurl.distillation.integer import decode_images
 from thurl.distillation.post_quantisation import post_quantise
 from thurl.distillation.slices import plan_slices
@@ -64,6 +64,10 @@ class EncodingConfig:
             problems.append(f"decoder: {self.decoder!r} must be one of {known}{nearest(self.decoder, DECODERS)}")
         if self.bits_per_class is not None and not self.bits_per_class >= 1:
             problems.append(f"bits_per_class: {self.bits_per_class} must be 1 or more")
+        if self.context not in CONTEXTS:
+            problems.append(f"context: {self.context} must be one of {', '.join(map(str, CONTEXTS))}")
+        if not 1 <= self.depth <= 16:
+            problems.append(f"depth: {self.depth} must be 1 to 16")
         if self.trials < 1:
             problems.append(f"trials: {self.trials} must be 1 or more")
         if problems:

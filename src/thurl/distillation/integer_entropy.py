@@ -62,15 +62,18 @@ class EntropyNetwork:
             )
             for i in range(config.depth)
         ]  # fmt: skip
-        last = {"what": "entropy network, last layer"}
+        last = "entropy network, last layer"
         outputs, offsets = rounded(weight, config.depth), rounded(bias, config.depth)
         exponents = weight.exponent, bias.exponent
-        self._mean = Layer.of(outputs[:1], exponents[0], offsets[:1], exponents[1], finer=BITS - 6, **last)
-        self._scale = Layer.of(outputs[1:], exponents[0], offsets[1:], exponents[1], finer=BITS - 4, **last)
-        self._last = Layer(
-            np.concatenate([self._mean.weight, self._scale.weight]),
-            np.concatenate([self._mean.bias, self._scale.bias]),
-        )
+        mean = Layer.of(outputs[:1], exponents[0], offsets[:1], exponents[1], finer=BITS - 6, what=last)
+        scale = Layer.of(outputs[1:], exponents[0], offsets[1:], exponents[1], finer=BITS - 4, what=last)
+        # 4, which is 64 in 16ths, is taken off the network's scale before it is held to the range of the table.
+        self._zero = 64 + LOWEST_SCALE
+        edge = float(FRACTIONS * LARGEST_LATENT)
+        self._least = np.array([[-edge], [self._zero]])
+        self._most = np.array([[edge], [self._zero + SCALES - 1.0]])
+        # One product for both: rows of a matrix know nothing of each other.
+        self._last = Layer(np.concatenate([mean.weight, scale.weight]), np.concatenate([mean.bias, scale.bias]))
 
     def predict(self, contexts: NDArray[np.float64]) -> tuple[Integers, Integers]:
         """Distributions of n latents.
@@ -86,12 +89,12 @@ class EntropyNetwork:
             values = layer(values)
             np.maximum(values, 0.0, out=values)
             np.minimum(values, LIMIT, out=values)
-        mean, scale = self._last(values).astype(np.int64)
-        # 4 is taken off the network's output before it is held to the range of scales.
-        scale = np.clip(scale - 64 - LOWEST_SCALE, 0, SCALES - 1)
-        mean = np.clip(mean, -FRACTIONS * LARGEST_LATENT, FRACTIONS * LARGEST_LATENT)
+        outputs = self._last(values)
+        np.maximum(outputs, self._least, out=outputs)
+        np.minimum(outputs, self._most, out=outputs)
+        mean, scale = outputs.astype(np.int64)
         whole = (mean + FRACTIONS // 2) >> 6
-        return table_row(mean - FRACTIONS * whole, scale), whole
+        return table_row(mean - FRACTIONS * whole, scale - self._zero), whole
 
 
 class LevelPlan:

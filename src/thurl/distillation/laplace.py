@@ -41,7 +41,7 @@ ESCAPE = 2 * REACH + 1
 
 def table_row(fraction: Integers | int, scale: Integers | int) -> Integers:
     """The row of `excess_table` for fractions of the mean, -32 to 31 (in 64ths), and numbers of scales."""
-    return np.asarray((fraction + FRACTIONS // 2) * SCALES + scale, np.int64)
+    return np.asarray((fraction + FRACTIONS // 2) * SCALES + scale)
 
 
 @lru_cache(maxsize=1)

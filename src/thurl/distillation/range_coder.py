@@ -290,7 +290,7 @@ def _why_not_fast() -> str:
 
 @lru_cache(maxsize=1)
 def _constriction() -> Any:
-    import constriction
+    import constriction  # type: ignore[import-untyped]
 
     return constriction.stream
 
