@@ -326,7 +326,13 @@ def test_what_trajectory_matching_cannot_use_is_refused(digits, experts, tmp_pat
         TrajectoryMatching(experts, max_start_epoch=2).loss(*start(digits), other, torch.Generator())
 
 
-def test_gradient_matching_refuses_batch_norm_and_empty_loops():
+def test_networks_and_loops_that_do_not_fit_are_refused():
+    vit = NetworkConfig(1, 8, 8, 10, name="vit", patch=4)
+    for utility in (DistributionMatching, GradientMatching, ExpertConfig):
+        with pytest.raises(UsageError, match="dropout"):
+            utility(vit)
+        with pytest.raises(UsageError, match="depends on the batch"):
+            utility(replace(NETWORK, norm="batch"))
     with pytest.raises(UsageError) as caught:
         GradientMatching(replace(NETWORK, norm="batch"), outer=0, lr=0)
     assert len(caught.value.problems) == 3

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from thurl.distillation.convnet import Classifier
 from thurl.distillation.dsa import DsaConfig, augment_pair
-from thurl.distillation.networks import NetworkConfig, draw_network
+from thurl.distillation.networks import NetworkConfig, draw_network, matching_problems
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.utility.base import Utility, known_gradient
 from thurl.errors import UsageError
@@ -89,12 +89,15 @@ class DistributionMatching(Utility):
         dsa: augmentation, or None.
 
     Raises:
-        UsageError: a batch of less than one picture.
+        UsageError: a batch of less than one picture, or a network that does not fit.
     """
 
     def __init__(self, network: NetworkConfig, batch_real: int = 256, dsa: DsaConfig | None = DsaConfig()):  # noqa: B008
+        problems = matching_problems(network)
         if batch_real < 1:
-            raise UsageError(f"batch_real: {batch_real} must be at least 1")
+            problems.append(f"batch_real: {batch_real} must be at least 1")
+        if problems:
+            raise UsageError(problems)
         self.network = network
         self.batch_real = batch_real
         self.dsa = dsa

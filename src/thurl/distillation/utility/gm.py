@@ -16,7 +16,7 @@ from torch.nn import functional
 from thurl.distillation.classifier_training import train_epoch
 from thurl.distillation.convnet import Classifier
 from thurl.distillation.dsa import DsaConfig, augment_pair
-from thurl.distillation.networks import NetworkConfig, build_network, draw_network
+from thurl.distillation.networks import NetworkConfig, build_network, draw_network, matching_problems
 from thurl.distillation.pictures import RealBatches
 from thurl.distillation.utility.base import Utility, known_gradient
 from thurl.errors import UsageError
@@ -112,10 +112,7 @@ class GradientMatching(Utility):
         ]  # fmt: skip
         if not lr > 0:
             problems.append(f"lr: {lr} must be above 0")
-        if network.norm == "batch":
-            problems.append(
-                "norm: `batch` depends on the other pictures of a batch; gradient matching takes `instance`"
-            )
+        problems += matching_problems(network)
         if problems:
             raise UsageError(problems)
         self.network = network
