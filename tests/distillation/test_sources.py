@@ -95,7 +95,7 @@ def test_wrong_idx_files_are_named(tmp_path):
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"0" * 100)[:-9])
     with pytest.raises(DataError, match="cannot be read"):
         load_idx(folder)
-    with pytest.raises(UsageError, match="must be mnist or fashion_mnist"):
+    with pytest.raises(UsageError, match="must be one of fashion_mnist, mnist"):
         load_idx(folder, name="kmnist")
 
 
@@ -236,7 +236,20 @@ def imagenet(folder, names):
 
 def test_imagenet_subsets_by_index_by_list_and_by_all_thousand(tmp_path):
     """The tone of every picture is the index of its class in the subset."""
+    from torchvision.models import ResNet18_Weights
+
     assert {len(set(indices)) for indices in SUBSETS.values()} == {10}
+    words = {
+        "fruit": "banana",
+        "meow": "tabby",
+        "nette": "tench",
+        "squawk": "peacock",
+        "woof": "beagle",
+        "yellow": "bee",
+    }
+    for subset, word in words.items():
+        names = [ResNet18_Weights.IMAGENET1K_V1.meta["categories"][index] for index in SUBSETS[subset]]
+        assert word in names and len(set(names)) == 10
     order = SUBSETS["squawk"]
     imagenet(tmp_path / "index", {str(index): tone for tone, index in enumerate(order)})
     ids = [f"n{10_000_000 + 7 * index}" for index in range(1000)]
@@ -257,7 +270,7 @@ def test_imagenet_subsets_by_index_by_list_and_by_all_thousand(tmp_path):
     for train, test in found:
         assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist() == [i for i in range(10) for _ in range(2)]
         assert test.images[:, 0, 0, 0].tolist() == test.labels.tolist() == list(range(10))
-        assert train.classes[0] == "84" and train.mean == STATISTICS["imagenet"][0]
+        assert train.classes[0] == "peacock" and train.mean == STATISTICS["imagenet"][0]
     (tmp_path / "ids.txt").write_text("\n".join(reversed(ids)))
     with pytest.raises(DataError, match="must hold the 1000 WordNet ids"):
         load_imagenet_subset(tmp_path / "ids", "squawk", index_file=tmp_path / "ids.txt")

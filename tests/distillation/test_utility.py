@@ -93,6 +93,20 @@ def test_value_and_gradient_are_those_of_the_official_code(official, name):
         assert float(lr.grad) == pytest.approx(float(golden["expect.tm.grad_lr"]), rel=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 8])
+def test_the_memory_of_distribution_matching_does_not_change_its_value(official, chunk):
+    net, golden = official
+    found = []
+    for size in (100, chunk):
+        images = golden["syn"].flatten(0, 1).clone().requires_grad_()
+        real, labels = golden["real"].flatten(0, 1), golden["labels"]
+        loss = distribution_matching_loss(net, real, golden["real_labels"], images, labels, 3, chunk=size)
+        (2 * loss).backward()
+        found.append((loss.detach(), images.grad))
+    assert torch.allclose(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert torch.allclose(found[0][1], 2 * golden["expect.dm.grad_syn"].flatten(0, 1), atol=1e-4)
+
+
 def test_a_class_on_one_side_only_counts_nothing(official):
     net, golden = official
     real, synthetic = golden["real"].flatten(0, 1), golden["syn"].flatten(0, 1)
@@ -108,7 +122,11 @@ def test_a_class_on_one_side_only_counts_nothing(official):
 def test_class_means_and_gradient_distance():
     values = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     assert torch.equal(class_means(values, torch.tensor([1, 0, 1]), 2), torch.tensor([[3.0, 4], [3, 4]]))
-    assert class_means(values, torch.tensor([1, 0, 1]), 3)[2].isnan().all()
+    values.requires_grad_()
+    three = class_means(values, torch.tensor([1, 0, 1]), 3)
+    assert three[2].isnan().all()
+    three[:2].sum().backward()
+    assert values.grad.tolist() == [[0.5, 0.5], [1, 1], [0.5, 0.5]]
     weight, bias = torch.tensor([[1.0, 0], [0, 2]]), torch.ones(2)
     # Rows count, however long; biases do not.
     assert float(gradient_distance([weight, bias], [5 * weight, -bias])) == pytest.approx(0, abs=1e-5)
@@ -224,12 +242,12 @@ def test_a_run_that_goes_on_from_its_saved_state_is_the_uninterrupted_one(digits
 def test_steps_along_the_gradient_lower_the_loss_and_random_ones_do_not(digits, make):
     real = RealBatches(digits[0])
     images, labels = start(digits)
-    moved, _ = steps(make(), images, labels, real, torch.Generator().manual_seed(6), 20)
+    moved, _ = steps(make(), images, labels, real, torch.Generator().manual_seed(6), 12)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
     aside = images + noise * ((moved - images).norm() / noise.norm())
 
     def judged(pictures):
-        with_seed = [torch.Generator().manual_seed(seed) for seed in range(100, 108)]
+        with_seed = [torch.Generator().manual_seed(seed) for seed in range(100, 104)]
         return sum(float(make().loss(pictures, labels, real, one).detach()) for one in with_seed)
 
     assert judged(moved) < judged(images)
@@ -308,7 +326,13 @@ def test_what_trajectory_matching_cannot_use_is_refused(digits, experts, tmp_pat
         TrajectoryMatching(experts, max_start_epoch=2).loss(*start(digits), other, torch.Generator())
 
 
-def test_gradient_matching_refuses_batch_norm_and_empty_loops():
+def test_networks_and_loops_that_do_not_fit_are_refused():
+    vit = NetworkConfig(1, 8, 8, 10, name="vit", patch=4)
+    for utility in (DistributionMatching, GradientMatching, ExpertConfig):
+        with pytest.raises(UsageError, match="dropout"):
+            utility(vit)
+        with pytest.raises(UsageError, match="depends on the batch"):
+            utility(replace(NETWORK, norm="batch"))
     with pytest.raises(UsageError) as caught:
         GradientMatching(replace(NETWORK, norm="batch"), outer=0, lr=0)
     assert len(caught.value.problems) == 3

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from thurl.distillation.classifier_training import train_epoch
 from thurl.distillation.dsa import DsaConfig
-from thurl.distillation.networks import NetworkConfig, draw_network
+from thurl.distillation.networks import NetworkConfig, draw_network, matching_problems
 from thurl.distillation.pictures import PictureSet
 from thurl.errors import DataError, UsageError
 
@@ -56,9 +56,7 @@ class ExpertConfig:
         ]
         if not self.lr > 0:
             problems.append(f"lr: {self.lr} must be above 0")
-        if self.network.norm == "batch" or self.network.name == "vit":
-            problems.append("network: experts must have no running statistics and no dropout, so norm `instance` or "
-                            "`none`, and not vit")  # fmt: skip
+        problems += matching_problems(self.network)
         if problems:
             raise UsageError(problems)
 
@@ -125,8 +123,8 @@ class Experts:
         Raises:
             DataError: saying what differs.
         """
-        found, wanted = _about(pictures), self._about["pictures"]
-        different = [name for name in ("classes", "mean", "std", "shape") if found[name] != wanted[name]]
+        wanted = self._about["pictures"]
+        different = [name for name, value in _form(pictures).items() if wanted.get(name) != value]
         if different:
             raise DataError(
                 f"{self.folder}: the experts were trained on pictures of other {' and '.join(different)}; "
@@ -157,21 +155,20 @@ def _path(folder: Path, index: int) -> Path:
     return folder / f"expert_{index:04d}.safetensors"
 
 
-def _about(pictures: PictureSet) -> dict[str, Any]:
+def _form(pictures: PictureSet) -> dict[str, list[Any]]:
     return {
-        "count": len(pictures),
-        "shape": list(pictures.images.shape[1:]),
         "classes": list(pictures.classes),
         "mean": list(pictures.mean),
         "std": list(pictures.std),
-        "sum": int(pictures.images.sum(dtype=torch.int64)),
+        "shape": list(pictures.images.shape[1:]),
     }
 
 
 def _describe(folder: Path, pictures: PictureSet, config: ExpertConfig) -> None:
     settings = asdict(config)
     del settings["count"]  # more experts may be added
-    about = json.loads(json.dumps({"settings": settings, "pictures": _about(pictures)}))
+    content = {"count": len(pictures), "sum": int(pictures.images.sum(dtype=torch.int64))}
+    about = json.loads(json.dumps({"settings": settings, "pictures": {**_form(pictures), **content}}))
     path = folder / _FILE
     if path.exists():
         try:

@@ -18,7 +18,7 @@ from thurl.distillation.convnet import NORMS, Classifier, ConvNet, norm_layer
 from thurl.errors import UsageError
 
 
-__all__ = ["NETWORKS", "NetworkConfig", "build_network", "draw_network"]
+__all__ = ["NETWORKS", "NetworkConfig", "build_network", "draw_network", "matching_problems"]
 
 NETWORKS = ("alexnet", "convnet", "resnet18", "vgg11", "vit")
 
@@ -89,6 +89,19 @@ def build_network(config: NetworkConfig, seed: int) -> Classifier:
 def draw_network(config: NetworkConfig, generator: torch.Generator) -> Classifier:
     """A network whose seed comes from `generator`."""
     return build_network(config, int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def matching_problems(config: NetworkConfig) -> list[str]:
+    """Why utility losses and experts cannot use a network; empty if they can.
+
+    What a picture gives must depend on nothing but the picture: batches are cut to fit the memory.
+    """
+    problems = []
+    if config.norm == "batch" and config.name != "alexnet":
+        problems.append("norm: with `batch` the answer depends on the batch; matching takes `instance` or `none`")
+    if config.name == "vit":
+        problems.append("network: vit draws its dropout from the global generator; matching takes another network")
+    return problems
 
 
 class _Network(Classifier):

@@ -98,7 +98,6 @@ class PictureSet:
         return self.subset(_draw(self.labels, len(self.classes), per_class, generator))
 
 
-@dataclass(frozen=True)
 class RealBatches:
     """Real pictures as the utility losses draw them.
 
@@ -107,11 +106,9 @@ class RealBatches:
         device: where the pictures are kept, as uint8, and batches are made.
     """
 
-    pictures: PictureSet
-    device: torch.device | str = "cpu"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_images", self.pictures.images.to(self.device))
+    def __init__(self, pictures: PictureSet, device: torch.device | str = "cpu"):
+        self.pictures, self.device = pictures, device
+        self._images = pictures.images.to(device)
 
     @property
     def classes(self) -> int:
@@ -125,7 +122,7 @@ class RealBatches:
             Normalised float32 (N, channels, H, W) and int64 labels (N,), class after class.
         """
         chosen = _draw(self.pictures.labels, self.classes, per_class, generator)
-        images: torch.Tensor = self._images[chosen.to(self.device)]  # type: ignore[attr-defined]
+        images = self._images[chosen.to(self.device)]
         labels = self.pictures.labels[chosen].to(self.device)
         return normalise(images, self.pictures.mean, self.pictures.std), labels
 

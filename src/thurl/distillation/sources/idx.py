@@ -17,6 +17,11 @@ from thurl.errors import DataError, UsageError
 
 __all__ = ["load_idx", "read_idx"]
 
+_CLASSES = {
+    "fashion_mnist": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+    "mnist": tuple("0123456789"),
+}
+
 MAX_BYTES = 1 << 30
 """Largest array that is read."""
 
@@ -42,8 +47,8 @@ def load_idx(
         DataError: files that are missing or not what they should be.
         UsageError: an unknown name, or one part alone and no numbers.
     """
-    if name not in ("fashion_mnist", "mnist"):
-        raise UsageError(f"name: `{name}` must be mnist or fashion_mnist")
+    if name not in _CLASSES:
+        raise UsageError(f"name: `{name}` must be one of {', '.join(_CLASSES)}")
     place = Path(folder)
     parts = {}
     for part in ("train", "t10k"):
@@ -55,7 +60,7 @@ def load_idx(
     if not parts:
         raise DataError(f"{place}: no train-images-idx3-ubyte or t10k-images-idx3-ubyte (.gz) with its labels")
     normalisation = STATISTICS[name] if size in (None, (28, 28)) else None
-    classes = tuple(str(digit) for digit in range(10))
+    classes = _CLASSES[name]
     if len(parts) == 2:
         train, test = two_parts(parts["train"], parts["t10k"], classes, normalisation, size)
         generator = torch.Generator().manual_seed(seed)

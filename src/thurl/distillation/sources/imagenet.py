@@ -56,6 +56,7 @@ def load_imagenet_subset(
         raise UsageError(f"subset: `{subset}` must be one of {', '.join(SUBSETS)}")
     place = Path(folder)
     ids = None if index_file is None else _read_ids(Path(index_file))
+    names = _names()
     parts, problems = [], []
     for part in ("train", "val"):
         try:
@@ -63,7 +64,7 @@ def load_imagenet_subset(
         except DataError as error:
             problems.append(str(error))
         else:
-            parts.append({str(index): [path] for index, path in folders.items()})
+            parts.append({names[index]: [path] for index, path in folders.items()})
     if problems:
         raise DataError("\n".join(problems))
     return load_class_folders(parts, [train_per_class, test_per_class], size, 3, seed, STATISTICS["imagenet"])
@@ -81,6 +82,12 @@ def _class_folders(folder: Path, indices: tuple[int, ...], ids: list[str] | None
         hint = "" if ids else "; with fewer than 1000 folders named by WordNet id, give an index_file"
         raise DataError(f"{folder}: no folder for {', '.join(missing)}{hint}")
     return {index: folder / name for index, name in wanted.items()}
+
+
+def _names() -> list[str]:
+    from torchvision.models import ResNet18_Weights  # no weights are fetched for its table of names
+
+    return ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from thurl.distillation.pictures import RealBatches
 
 
-__all__ = ["Utility", "class_means"]
+__all__ = ["Utility", "class_means", "known_gradient"]
 
 
 class Utility(ABC):
@@ -65,4 +65,27 @@ def class_means(values: torch.Tensor, labels: torch.Tensor, classes: int) -> tor
         (classes, F); NaN for a class without rows.
     """
     of_class = torch.nn.functional.one_hot(labels, classes).to(values.dtype)
-    return (of_class.T @ values) / of_class.sum(dim=0)[:, None]
+    counts = of_class.sum(dim=0)[:, None]
+    # Not 0 / 0, whose gradient would be NaN for all classes.
+    return ((of_class.T @ values) / counts.clamp(min=1)).where(counts > 0, torch.nan)
+
+
+def known_gradient(images: torch.Tensor, value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """The scalar `value` as a function of `images` with the gradient `slope`, of their shape.
+
+    For sums whose parts have been differentiated one after the other, so that one graph at a time was in memory.
+    """
+    return _KnownGradient.apply(images, value, slope)
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outside: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return outside * slope, None, None

@@ -16,9 +16,9 @@ from torch.nn import functional
 from thurl.distillation.classifier_training import train_epoch
 from thurl.distillation.convnet import Classifier
 from thurl.distillation.dsa import DsaConfig, augment_pair
-from thurl.distillation.networks import NetworkConfig, build_network, draw_network
+from thurl.distillation.networks import NetworkConfig, build_network, draw_network, matching_problems
 from thurl.distillation.pictures import RealBatches
-from thurl.distillation.utility.base import Utility
+from thurl.distillation.utility.base import Utility, known_gradient
 from thurl.errors import UsageError
 
 
@@ -50,6 +50,8 @@ def gradient_matching_loss(
 ) -> torch.Tensor:
     """Sum of `gradient_distance` over the classes on both sides, with the gradient in `synthetic`.
 
+    The graph of one class at a time is in memory.
+
     Args:
         network: with parameters that require a gradient; none flows into them.
         real, synthetic: (N, channels, H, W), normalised; no gradient flows into `real`.
@@ -65,7 +67,7 @@ def gradient_matching_loss(
             loss = gradient_distance(wanted, _gradients(network, images, labels[mine], create_graph=True))
             (slope[mine],) = torch.autograd.grad(loss, images)
         total += loss.detach()
-    return _WithGradient.apply(synthetic, total, slope)
+    return known_gradient(synthetic, total, slope)
 
 
 def _gradients(
@@ -74,21 +76,6 @@ def _gradients(
     with torch.enable_grad():
         loss = functional.cross_entropy(network(images), labels)
         return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
-
-
-class _WithGradient(torch.autograd.Function):
-    """A value and its gradient, both known: so one class's graph at a time is in memory, not all of them."""
-
-    @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(slope)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outside: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return outside * slope, None, None
 
 
 class GradientMatching(Utility):
@@ -125,10 +112,7 @@ class GradientMatching(Utility):
         ]  # fmt: skip
         if not lr > 0:
             problems.append(f"lr: {lr} must be above 0")
-        if network.norm == "batch":
-            problems.append(
-                "norm: `batch` depends on the other pictures of a batch; gradient matching takes `instance`"
-            )
+        problems += matching_problems(network)
         if problems:
             raise UsageError(problems)
         self.network = network
