@@ -22,7 +22,6 @@ from thurl.recipe.distill_sections import (
     RateSection,
     UtilitySection,
     WarmUpSection,
-    folder_problem,
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
 from thurl.recipe.sections import HubSection, Section, TrainingFields, raise_problems
@@ -77,12 +76,8 @@ class DistillRecipe(Section):
         return self
 
     def missing_weights_and_data(self) -> list[str]:
-        """Folders that are not on this machine, each with the fix."""
-        source = self.data.source
-        return [
-            *folder_problem("data.source.folder", source.folder),
-            *folder_problem("utility.experts", self.utility.experts),
-        ]
+        """Nothing beyond the folders of `files`, which have been looked up: there are no weights to start from."""
+        return []
 
 
 def _training_problems(training: dict[str, Any], sections: Mapping[str, Any]) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,7 +25,6 @@ __all__ = [
     "RateSection",
     "UtilitySection",
     "WarmUpSection",
-    "folder_problem",
 ]
 
 _Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False, min_length=1, max_length=8)]
@@ -266,10 +264,3 @@ class PostQuantisationSection(Section):
 
     max_mse: _Steps = (5e-7, 5e-6, 5e-5)
     """Tried in turn; the first whose file is within the size is taken, without a size the first."""
-
-
-def folder_problem(name: str, folder: str | None) -> list[str]:
-    """A folder that is not here, as one message."""
-    if folder is None or Path(folder).expanduser().is_dir():
-        return []
-    return [f"{name}: folder {folder} does not exist; name another one"]
