@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from thurl.distillation import ddr
+from thurl.distillation.experts import ExpertConfig, train_experts
 from thurl.distillation.joint_trainer import JointTrainer
 from thurl.distillation.pictures import RealBatches
 from thurl.errors import DataError, UsageError
 from thurl.recipe.distill_choice import Candidate, choose
-from thurl.recipe.distill_data import build_utility, evaluation_config, hold_out, load_study
+from thurl.recipe.distill_data import build_utility, evaluation_config, hold_out, load_study, network_config
 from thurl.recipe.distill_report import montage
 from thurl.recipe.distill_run import FILE, run
 from thurl.recipe.distill_stages import Distillation
@@ -194,6 +195,20 @@ def test_a_killed_run_gives_the_file_of_the_uninterrupted_one(whole, tmp_path, m
     monkeypatch.setattr(JointTrainer, "training_step", step)
     run(recipe(tmp_path, *fields, "training.resume_from_checkpoint=auto"), recipe_path=TINY)
     assert (tmp_path / FILE).read_bytes() == (folder / FILE).read_bytes()
+
+
+def test_trajectory_matching_learns_a_step_size_that_the_file_tells(tmp_path):
+    loaded = recipe(tmp_path)
+    pictures = load_study(loaded).train
+    experts = train_experts(pictures, ExpertConfig(network_config(loaded, pictures), 1, 3), tmp_path / "experts")
+    changes = ["utility.kind=tm", f"utility.experts={experts}", "utility.syn_steps=2", "utility.expert_epochs=1"]
+    changes += ["utility.max_start_epoch=2", "utility.teacher_lr=0.02", "utility.teacher_lr_lr=1.0"]
+    changes += ["utility.batch_real=256", "baselines.names=[]"]
+    record = run(recipe(tmp_path / "run", *changes), recipe_path=TINY)
+    finished = json.loads((tmp_path / "run" / "joint" / "finished.json").read_text(encoding="utf-8"))
+    assert finished["learned_rate"] != pytest.approx(0.02, rel=1e-4) and finished["learned_rate"] >= 1e-3
+    assert ddr.load(tmp_path / "run" / FILE).hints["lr"] == finished["learned_rate"]
+    assert record["sets"]["joint"]["held_out"] is not None
 
 
 def test_lambda_by_hand_compares_at_the_bits_of_the_joint_run(tmp_path):

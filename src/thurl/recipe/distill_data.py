@@ -28,7 +28,15 @@ from thurl.errors import DataError, UsageError
 from thurl.recipe.distill import DistillRecipe
 
 
-__all__ = ["DistillStudy", "build_utility", "codec_config", "evaluation_config", "hold_out", "load_study"]
+__all__ = [
+    "DistillStudy",
+    "build_utility",
+    "codec_config",
+    "evaluation_config",
+    "hold_out",
+    "load_study",
+    "network_config",
+]
 
 
 @dataclass(frozen=True)

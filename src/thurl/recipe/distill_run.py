@@ -15,7 +15,6 @@ from thurl.distillation import ddr
 from thurl.distillation.dataset_card import dataset_card
 from thurl.distillation.evaluation import OTHER_LR, EvaluationConfig
 from thurl.distillation.joint import DistilledSet
-from thurl.distillation.utility.tm import TrajectoryMatching
 from thurl.recipe.distill import DistillRecipe
 from thurl.recipe.distill_baselines import baseline_records, judged, make_baselines
 from thurl.recipe.distill_choice import Candidate, choose
@@ -80,7 +79,10 @@ def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillO
         reference = warmed
         if warmed.coded.bits_per_class > joint.coded.bits_per_class:
             reference = work.fit(start, warmed, joint.coded.bits_per_class)
-    config = evaluation_config(recipe, study.train, _learned_rate(work))
+    config = evaluation_config(recipe, study.train, work.learned_rate)
+    if work.learned_rate is not None:  # the joint run has learned it, and files tell how networks are trained on them
+        limit = joint.coded.bits_per_class if target is None else target
+        reference.coded = work.coded(reference.model, limit)
     candidates = [Candidate("joint", joint.coded), *_checkpoints(work, target), Candidate("warm_up", reference.coded)]
     choice = choose(candidates, target, lambda coded: _judge(recipe, study.held_out, config, coded, work.device))
     chosen = choice.chosen.coded
@@ -128,10 +130,6 @@ def hints(recipe: DistillRecipe, study: DistillStudy) -> dict[str, Any]:
         **({"images": config.images} if config.images is not None else {"epochs": config.epochs}),
         "augmentation": "dsa" if config.dsa is not None else "none",
     }
-
-
-def _learned_rate(work: Distillation) -> float | None:
-    return float(work.utility.lr) if isinstance(work.utility, TrajectoryMatching) else None
 
 
 def _checkpoints(work: Distillation, target: float | None) -> list[Candidate]:

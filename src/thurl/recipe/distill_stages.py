@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +22,21 @@ from thurl.distillation.pictures import RealBatches
 from thurl.distillation.reconstruction import Reconstruction
 from thurl.distillation.slices import plan_slices
 from thurl.distillation.utility.base import Utility
+from thurl.distillation.utility.tm import TrajectoryMatching
 from thurl.distillation.warm_up import WarmUpConfig, warm_up
 from thurl.errors import UsageError
 from thurl.recipe.distill import DistillRecipe
 from thurl.recipe.distill_coding import Coded, code
 from thurl.recipe.distill_data import DistillStudy, build_utility, codec_config
-from thurl.recipe.validate import resolved
+from thurl.recipe.distill_state import finish, finished_stage, stage_key
 from thurl.training.model_card import MethodCard
 from thurl.training.progress import ProgressLines, quiet_trainer
-from thurl.training.results import plain, write_atomically
 
 
 __all__ = ["Distillation", "Stage", "Start"]
 
 logger = logging.getLogger(__name__)
 
-_FINISHED = "finished.json"
 _CORRECTIONS = 3
 _LOG_FIELDS = {
     "loss": ("loss", ".4f"),
@@ -103,6 +100,11 @@ class Distillation:
         self.seed = int(self.args.seed)
         self.utility = build_utility(recipe, study.train)
 
+    @property
+    def learned_rate(self) -> float | None:
+        """Step size that trajectory matching has learned, to four digits, as the file tells it; None without it."""
+        return float(f"{self.utility.lr.item():.4g}") if isinstance(self.utility, TrajectoryMatching) else None
+
     def start(self) -> tuple[Start, float]:
         """The warm-up, and its seconds; taken from the folder where it is finished and the run is a resumed one."""
         section, config = self.recipe.warm_up, codec_config(self.recipe, self.study.train)
@@ -113,8 +115,8 @@ class Distillation:
         tables = tuple(labels[positions] for positions in plan)
         targets = drawn.images.float() / 255
         order = torch.from_numpy(np.concatenate([positions.ravel() for positions in plan]))
-        place, key = self.folder / "warm_up", self._key(("model", "data", "warm_up"))
-        known = self._finished(place, key)
+        place, key = self.folder / "warm_up", stage_key(self.recipe, ("model", "data", "warm_up"))
+        known = finished_stage(place, key) if self.args.resume_from_checkpoint else None
         if known is not None:
             codecs = tuple(DistilledSet.from_pretrained(place).to(self.device).codecs)
             return Start(codecs, tables, targets[order]), float(known["seconds"])
@@ -135,12 +137,14 @@ class Distillation:
         )
         seconds = time.perf_counter() - began
         DistilledSet.of(codecs, tables).save_pretrained(place)
-        self._finish(place, key, {"seconds": seconds})
+        finish(place, key, {"seconds": seconds})
         return Start(codecs, tables, targets[order]), seconds
 
     def coded(self, model: DistilledSet, target: float | None) -> Coded:
         """A set as integers, with the finest steps of its networks at which the file is within `target`."""
-        return code(model, self.study.train, self.recipe.post_quantisation.max_mse, target, self.hints)
+        learned = None if self.recipe.evaluation.learning_rate else self.learned_rate
+        hints = self.hints if learned is None else {**self.hints, "lr": learned}
+        return code(model, self.study.train, self.recipe.post_quantisation.max_mse, target, hints)
 
     def warmed(self, start: Start, seconds: float = 0.0) -> Stage:
         """The warm-up as a stage, its networks at the finest steps."""
@@ -178,10 +182,12 @@ class Distillation:
         resume = self.args.resume_from_checkpoint
         args = self._arguments(place, {**changes, "resume_from_checkpoint": "auto" if resume else None})
         sections = ("model", "data", "warm_up", "fit", "utility", "rate", "quantisation", "post_quantisation")
-        key = {**self._key((*sections, "training")), "target": target}
-        known = self._finished(place, key)
+        key = {**stage_key(self.recipe, (*sections, "training")), "target": target}
+        known = finished_stage(place, key) if self.args.resume_from_checkpoint else None
         if known is not None:
             model = DistilledSet.from_pretrained(place / "model").to(self.device)
+            if isinstance(utility, TrajectoryMatching):
+                utility.lr = torch.tensor(float(known["learned_rate"]), requires_grad=True)
             log, timing, seconds = known["log"], known["timing"], float(known["seconds"])
             return Stage(model, self.coded(model, target), log, seconds, timing)
         set_seed(self.seed)
@@ -194,7 +200,8 @@ class Distillation:
         stage.seconds = time.perf_counter() - began
         model.save_pretrained(place / "model")
         trainer.create_model_card()
-        self._finish(place, key, {"seconds": stage.seconds, "log": stage.log, "timing": stage.timing})
+        left = {"seconds": stage.seconds, "log": stage.log, "timing": stage.timing}
+        finish(place, key, {**left, "learned_rate": self.learned_rate})
         logger.info("%s: %.0f bits per class in %.0f s", name, stage.coded.bits_per_class, stage.seconds)
         return stage
 
@@ -300,30 +307,6 @@ class Distillation:
             datasets=hub.datasets,
             limits=("The state of a training run; the data set itself is the `.ddr` file.",),
         )
-
-    # -- finished stages -------------------------------------------------------------------------------------------
-
-    def _key(self, sections: Sequence[str]) -> dict[str, Any]:
-        whole = resolved(self.recipe)
-        key = {name: whole[name] for name in sections if name in whole}
-        if "training" in key:
-            free = ("output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm")
-            key["training"] = {name: value for name, value in key["training"].items() if name not in free}
-        return {"seed": self.seed, **plain(key)}
-
-    def _finished(self, place: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-        path = place / _FINISHED
-        if not self.args.resume_from_checkpoint or not path.is_file():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["key"] != key:
-            logger.info("%s is of a run with other settings; it is done again", place)
-            return None
-        logger.info("%s is finished", place)
-        return dict(found)
-
-    def _finish(self, place: Path, key: dict[str, Any], more: dict[str, Any]) -> None:
-        write_atomically(place / _FINISHED, json.dumps({"key": key, **plain(more)}, allow_nan=False))
 
 
 class _Progress:
