@@ -88,6 +88,9 @@ def test_info_tells_where_the_bits_are(file):
     assert row["total_bits"] == 8 * file.stat().st_size
     assert row["pictures"] == 3 and row["training"] == {"lr": 0.01} and row["classes"] == ["../a", "b"]
     assert row["times_smaller_than"]["8 bits"] == pytest.approx(3 * 3 * 9 * 12 * 8 / row["total_bits"])
+    # 9 x 12, 5 x 6, 3 x 3 and 2 x 2 latents; networks 8-8-8-2 and 4-5-3, two of 27 x 3 weights.
+    work = (108 + 30 + 9 + 4) * (64 + 64 + 16) + 16 * (3 * 108 + 2 * 30 + 9) + 108 * (20 + 15 + 2 * 81)
+    assert row["multiplications_per_picture"] == work
     text = run("distill", "info", file).output
     for part in (
         "latents",
