@@ -186,12 +186,14 @@ class LatentCodec(torch.nn.Module):
             labels: integers (S, B), class of each sample.
             nets: quantised networks of this codec, from `thurl.distillation.post_quantisation.post_quantise`.
         """
-        table = np.asarray(labels)
+        table = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
         if table.shape != (self.slices, self.samples) or table.dtype.kind not in "iu":
             raise UsageError(
                 f"labels of shape {table.shape} and type {table.dtype}: integers ({self.slices}, {self.samples}), "
                 "one for each sample of each slice, are needed"
             )
+        if table.min() < 0 or table.max() >= 2**31:
+            raise UsageError(f"labels {table.min()} to {table.max()}: classes are numbered from 0, below 2^31")
         if len(nets.slices) != self.slices:
             raise UsageError(f"networks of {len(nets.slices)} slices: this codec has {self.slices}")
         levels = [level.cpu().numpy() for level in self.symbols()]
@@ -204,11 +206,9 @@ class LatentCodec(torch.nn.Module):
     def from_coded(cls, slices: Sequence[CodedSlice]) -> LatentCodec:
         """A codec with the integers and networks of slices of one shape, ready to train on."""
         if len({(part.config, len(part.labels)) for part in slices}) != 1:
-            raise UsageError(
-                "slices of different shapes or numbers of samples: a codec holds equal ones, at least one"
-            )
+            raise UsageError("slices of several shapes or numbers of samples: a codec holds equal ones, at least one")
         config = slices[0].config
-        codec = cls(config, len(slices), len(slices[0].labels))
+        codec = cls(config, len(slices), len(slices[0].labels), generator=torch.Generator())
         with torch.no_grad():
             for level, grid in enumerate(codec.grids):
                 symbols = np.stack([part.latents[level] for part in slices])
@@ -223,7 +223,7 @@ class LatentCodec(torch.nn.Module):
         Args:
             rows: integers, positions of slices, in the order wanted.
         """
-        chosen = LatentCodec(self.config, len(rows), self.samples).to(self.grids[0])
+        chosen = LatentCodec(self.config, len(rows), self.samples, generator=torch.Generator()).to(self.grids[0])
         for old, new in zip(self.parameters(), chosen.parameters(), strict=True):
             new.copy_(old[rows])
         return chosen

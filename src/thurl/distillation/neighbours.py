@@ -28,7 +28,7 @@ def neighbours(padded: torch.Tensor, offsets: Sequence[tuple[int, int]], size: t
     Returns:
         (S, K, M, h, w): entry k is `padded[:, :, row_k : row_k + h, column_k : column_k + w]`.
     """
-    return _Gather.apply(padded, tuple(offsets), tuple(size))  # type: ignore[no-untyped-call]
+    return _Gather.apply(padded, tuple(offsets), tuple(size))
 
 
 def _gather(padded: torch.Tensor, offsets: Offsets, size: tuple[int, int]) -> torch.Tensor:
@@ -56,7 +56,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return _Scatter.apply(gradients[0], ctx.offsets, ctx.border), None, None  # type: ignore[no-untyped-call]
+        return _Scatter.apply(gradients[0], ctx.offsets, ctx.border), None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -67,4 +67,4 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return _Gather.apply(gradients[0], ctx.offsets, ctx.size), None, None  # type: ignore[no-untyped-call]
+        return _Gather.apply(gradients[0], ctx.offsets, ctx.size), None, None

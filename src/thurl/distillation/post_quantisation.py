@@ -17,13 +17,15 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thurl.distillation.codec import LatentCodec, latent_bits
+from thurl.distillation.codec import LatentCodec
 from thurl.distillation.coded import GROUPS, CodedGroup
+from thurl.distillation.entropy import contexts, laplace_bits, predict
 from thurl.distillation.networks import networks_of
 from thurl.distillation.rate import GOLOMB_ORDERS, exp_golomb_bits
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
@@ -42,7 +44,10 @@ LARGEST_EXPONENT = {
 """Steps are 2^-k with k from this, the first tried, to 0 (official values)."""
 
 _MOST = 65535
+# Amounts of work in one pass, which bound memory; no result depends on them.
 _SAMPLES_AT_ONCE = 16
+_PAIRS_AT_ONCE = 8
+_NUMBERS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,12 @@ class QuantisedNets:
 
 @dataclass(frozen=True)
 class _Steps:
-    """One group at every step, the finest first: integers (steps, S, values), bits (S, steps), orders (S, steps)."""
+    """One group at every step, the finest first."""
 
     values: list[torch.Tensor]  # (S, *shape) of each tensor, as trained
     exponents: range
-    bits: NDArray[np.float64]  # infinite where an integer is too large
-    orders: NDArray[np.int64]
+    bits: NDArray[np.float64]  # (S, steps), infinite where an integer is too large
+    orders: NDArray[np.int64]  # (S, steps), of the cheapest code
 
     def at(self, slices: Sequence[int], steps: Sequence[int]) -> list[torch.Tensor]:
         """Dequantised tensors of some slices, each with its own step."""
@@ -168,25 +173,29 @@ def _choose_arm(
 ) -> tuple[dict[str, list[int]], NDArray[np.float64]]:
     """Steps of the entropy network per slice, and the bits of the latents with them."""
     weights, biases = steps["arm_weight"], steps["arm_bias"]
-    everyone = range(len(levels[0]))
-    count = len(everyone)
-    best = np.full(count, np.inf)
-    latents = np.full(count, np.inf)
-    choice = {"arm_weight": [-1] * count, "arm_bias": [-1] * count}
-    for i in range(len(weights.exponents)):
-        dequantised = weights.at(everyone, [i] * count)
-        for j in range(len(biases.exponents)):
-            own = weights.bits[:, i] + biases.bits[:, j]
-            if not np.isfinite(own).any():
-                continue
-            network = _interleave(dequantised, biases.at(everyone, [j] * count))
-            found = latent_bits(levels, network).sum(dim=1, dtype=torch.float64).cpu().numpy()
-            total = own + found
-            for s in np.flatnonzero(total < best):
-                best[s], latents[s] = total[s], found[s]
-                choice["arm_weight"][s], choice["arm_bias"][s] = i, j
-    _refuse(np.flatnonzero(np.isinf(best)), "entropy network", f"no step makes its values at most {_MOST}")
-    return choice, latents
+    everyone, slices = range(len(levels[0])), len(levels[0])
+    pairs = list(product(range(len(weights.exponents)), range(len(biases.exponents))))
+    dequantised = [
+        [group.at(everyone, [i] * slices) for i in range(len(group.exponents))] for group in (weights, biases)
+    ]
+    networks = [_interleave(dequantised[0][i], dequantised[1][j]) for i, j in pairs]
+    latents = np.zeros((slices, len(pairs)))
+    context = weights.values[0].shape[-1]
+    numbers = context * slices * sum(math.prod(level.shape[2:]) for level in levels)
+    at_once = max(1, _NUMBERS_AT_ONCE // numbers)
+    for start in range(0, levels[0].shape[1], at_once):
+        part = [level[:, start : start + at_once] for level in levels]
+        features = contexts(part, context)
+        symbols = torch.cat([level.flatten(1) for level in part], dim=1)
+        for index, network in enumerate(networks):
+            bits = laplace_bits(symbols, *predict(features, network)).sum(dim=1, dtype=torch.float64)
+            latents[:, index] += bits.cpu().numpy()
+    total = latents + (weights.bits[:, :, None] + biases.bits[:, None, :]).reshape(slices, -1)
+    best = total.argmin(axis=1)  # the first, which is the finest, on a tie
+    lowest = total[everyone, best]
+    _refuse(np.flatnonzero(np.isinf(lowest)), "entropy network", f"no step makes its values at most {_MOST}")
+    choice = {"arm_weight": [pairs[i][0] for i in best], "arm_bias": [pairs[i][1] for i in best]}
+    return choice, latents[everyone, best]
 
 
 class _PictureSearch:
@@ -197,11 +206,14 @@ class _PictureSearch:
         self.kernel = codec.upsampling[0].detach()
         self.network = [p.detach() for p in codec.synthesis]
         self.max_mse = max_mse
-        self.features = upsample_pyramid(levels, self.kernel[:, 0, 0])
-        samples = range(0, codec.samples, _SAMPLES_AT_ONCE)
-        pictures = [synthesise(self.features[:, :, i : i + _SAMPLES_AT_ONCE], self.network) for i in samples]
-        self.reference = torch.cat(pictures, dim=1)
+        features, pictures = [], []
+        for start in range(0, codec.samples, _SAMPLES_AT_ONCE):
+            part = [level[:, start : start + _SAMPLES_AT_ONCE] for level in levels]
+            features.append(upsample_pyramid(part, self.kernel[:, 0, 0]))
+            pictures.append(synthesise(features[-1], self.network))
+        self.features, self.reference = torch.cat(features, dim=2), torch.cat(pictures, dim=1)
         self.mse = np.zeros(codec.slices)
+        self.largest_layer = max(len(w[0]) for w in self.network) * codec.config.height * codec.config.width
 
     def choose(self, net: str, groups: list[_Steps]) -> dict[str, list[int]]:
         """Position of the step of each group, per slice, and quantises the network here for those that follow."""
@@ -230,14 +242,22 @@ class _PictureSearch:
     ) -> list[int]:
         order = np.argsort(own, axis=1, kind="stable")  # among equals the first, which is the finest
         chosen = [-1] * len(own)
-        for rank in range(own.shape[1]):
-            slices = [s for s in range(len(own)) if chosen[s] < 0 and np.isfinite(own[s, order[s, rank]])]
-            if not slices:
+        rank = 0
+        while rank < own.shape[1]:
+            open_slices = [s for s in range(len(own)) if chosen[s] < 0]
+            if not open_slices:
                 break
-            candidates = [int(order[s, rank]) for s in slices]
+            # Small sets try several pairs of a slice in one pass, as if they were slices.
+            numbers = len(open_slices) * min(_SAMPLES_AT_ONCE, self.reference.shape[1]) * self.largest_layer
+            until = rank + min(_PAIRS_AT_ONCE, max(1, _NUMBERS_AT_ONCE // numbers))
+            tried = [(s, int(i)) for s in open_slices for i in order[s, rank:until] if np.isfinite(own[s, i])]
+            rank = until
+            if not tried:
+                continue
+            slices, candidates = (list(values) for values in zip(*tried, strict=True))
             errors = self._errors(slices, net, tensors(slices, candidates))
             for s, candidate, error in zip(slices, candidates, errors, strict=True):
-                if error <= self.max_mse:
+                if error <= self.max_mse and chosen[s] < 0:
                     chosen[s], self.mse[s] = candidate, error
         rule = f"no step keeps its pictures within max_mse {self.max_mse}; allow more, or train longer"
         _refuse([s for s, step in enumerate(chosen) if step < 0], net, rule)

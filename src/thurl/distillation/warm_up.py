@@ -165,7 +165,7 @@ def _survivors(
     moved = torch.optim.Adam(kept.parameters(), lr=optimizer.param_groups[0]["lr"])
     for old, new in zip(codec.parameters(), kept.parameters(), strict=True):
         state = optimizer.state[old]
-        moved.state[new] = {name: value[rows] if value.ndim else value for name, value in state.items()}
+        moved.state[new] = {name: value[rows] if value.ndim else value.clone() for name, value in state.items()}
     return kept, moved
 
 

@@ -1,15 +1,16 @@
 """Released files as tensors and plain values: the one place that opens a pickle, and nothing in it is executed.
 
 Torch's files are read with `weights_only=True`. A Lightning file also holds the settings of its training in containers
-of other packages; those become plain dictionaries, and the packages are not imported. What a file means is for its
-method to say (`thurl.forensics.exif.official`, `thurl.iqa.afine.checkpoint_files`,
-`thurl.iqa.face_restoration.checkpoints`).
+of other packages; those become plain dictionaries, and the packages are not imported. Objects of a class that a
+method expects become `Record`s. What a file means is for its method to say (`thurl.distillation.released`,
+`thurl.forensics.exif.official`, `thurl.iqa.afine.checkpoint_files`, `thurl.iqa.face_restoration.checkpoints`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from thurl.errors import DataError, MissingRequirementError
 
 
-__all__ = ["read_checkpoint"]
+__all__ = ["Record", "read_checkpoint"]
 
 # What numpy arrays consist of in a pickle. All three only rebuild numbers; arrays of objects are refused afterwards.
 _NUMPY_TYPES = ("float64", "float32", "int64", "int32")
@@ -32,8 +33,34 @@ class _Settings:
         return OrderedDict()  # of the containers that torch fills and restores, the one that fits all of them
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+class Record:
+    """What is left of an object of a class that is not imported.
+
+    Attributes:
+        state: the object's attributes by name; empty if the file gives none.
+    """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __new__(cls, *_: Any, **__: Any) -> Record:
+        record = super().__new__(cls)
+        record.state = {}  # the unpickler may make one without its `__init__`
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise TypeError("attributes that are not a dictionary")
+        self.state = dict(state)
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, records: Iterable[str] = ()) -> Any:
     """Content of a torch or safetensors file, on the CPU; nothing in it is executed.
+
+    Args:
+        path: the file.
+        records: full names of the classes whose objects become a `Record`, such as `package.module.Class`. They are
+            not imported. Objects of all other classes are refused.
 
     Raises:
         MissingRequirementError: no such file.
@@ -46,6 +73,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             return load_file(path)
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         allowed = [*_numpy_parts(), *((_Settings, name) for name in others if _is_settings(name))]
+        allowed += [(Record, name) for name in records]
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the format is a pickle
     except Exception as error:  # the unpickler raises whatever a broken file leads it to
