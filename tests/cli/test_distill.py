@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from thurl.cli.distill import _MAX_BYTES
 from thurl.distillation import ddr, encoding
 from thurl.distillation.coded import CodedDataset, CodedGroup, CodedSlice, group_shapes
 from thurl.distillation.ddr_limits import MAX_BYTES
-from thurl.distillation.encoding import EncodedPictures, EncodingConfig, _next_weight, encode_pictures
+from thurl.distillation.encoding import EncodedPictures, EncodingConfig, _next_weight, encode_pictures, fit_pictures
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.picture_folders import folder_names, read_classes
+from thurl.distillation.warm_up import WarmUpConfig
 from thurl.errors import DataError, UsageError
 
 
@@ -86,6 +88,9 @@ def test_info_tells_where_the_bits_are(file):
     assert row["total_bits"] == 8 * file.stat().st_size
     assert row["pictures"] == 3 and row["training"] == {"lr": 0.01} and row["classes"] == ["../a", "b"]
     assert row["times_smaller_than"]["8 bits"] == pytest.approx(3 * 3 * 9 * 12 * 8 / row["total_bits"])
+    # 9 x 12, 5 x 6, 3 x 3 and 2 x 2 latents; networks 8-8-8-2 and 4-5-3, two of 27 x 3 weights.
+    work = (108 + 30 + 9 + 4) * (64 + 64 + 16) + 16 * (3 * 108 + 2 * 30 + 9) + 108 * (20 + 15 + 2 * 81)
+    assert row["multiplications_per_picture"] == work
     text = run("distill", "info", file).output
     for part in (
         "latents",
@@ -150,6 +155,23 @@ def test_encode_names_what_is_wrong(folder, tmp_path):
         done = run("distill", "encode", *arguments)
         assert done.exit_code == code and message in done.output, done.output
     assert not (tmp_path / "x.ddr").exists()
+
+
+def test_classes_have_decoders_of_their_own_unless_shared():
+    images = np.concatenate([ramps(3, 0), ramps(5, 1)]).transpose(0, 3, 1, 2)
+    order = np.random.default_rng(0).permutation(8)
+    labels = np.array([0] * 3 + [1] * 5)[order]
+    fit = WarmUpConfig(iterations=1, candidates=1, keep=1)
+    config = EncodingConfig(warm_up=fit, slice_size=3, max_mse=0.1)
+    found = fit_pictures(images[order], labels, ("a", "b"), config)
+    assert [part.labels.tolist() for part in found.dataset.slices] == [[0, 0, 0], [1, 1, 1], [1, 1]]
+    assert sorted(found.order.tolist()) == list(range(8))
+    assert (labels[found.order] == found.dataset.labels).all()
+    shared = fit_pictures(images[order], labels, ("a", "b"), replace(config, shared=True, slice_size=8))
+    assert [part.labels.tolist() for part in shared.dataset.slices] == [[0] * 3 + [1] * 5]
+    pixels = images[order] / 255
+    assert found.dataset.mean == pytest.approx(pixels.mean(axis=(0, 2, 3)), abs=1e-4)
+    assert found.dataset.std == pytest.approx(pixels.std(axis=(0, 2, 3)), abs=1e-4)
 
 
 def test_a_size_is_reached_from_below(monkeypatch):

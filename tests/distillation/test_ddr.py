@@ -226,6 +226,15 @@ def test_headers_that_are_no_headers_are_refused():
             ddr.decode(with_bytes(header), "x.ddr")
 
 
+def test_messages_about_headers_stay_short():
+    def change(header):
+        header["configs"][0]["widths"] = [5000] * 100_000
+
+    with pytest.raises(DataError, match="widths") as caught:
+        ddr.decode(with_header(change), "x.ddr")
+    assert len(str(caught.value)) < 500
+
+
 def test_sections_with_right_checksums_and_wrong_content_are_refused(small):
     rng = np.random.default_rng(4)
     for _ in range(60):

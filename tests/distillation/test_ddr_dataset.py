@@ -90,6 +90,7 @@ def test_what_is_saved_loads_again(loaded, tmp_path):
     import datasets
 
     folder = loaded.save_pretrained(tmp_path / "set", name="tiny")
+    assert (folder / "data.ddr").read_bytes() == (tmp_path / "x.ddr").read_bytes()
     again = ddr.load(folder / "data.ddr")
     assert torch.equal(again.images, loaded.images) and again.rate() == loaded.rate()
     table = datasets.Dataset.from_parquet(str(next((folder / "data").iterdir())), cache_dir=str(tmp_path / "cache"))

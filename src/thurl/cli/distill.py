@@ -155,6 +155,7 @@ def info(
     typer.echo(
         f"decoders: {len(samples)}, for {min(samples)} to {max(samples)} pictures each; {'; '.join(sorted(shapes))}"
     )
+    typer.echo(f"decoding: {row['multiplications_per_picture']:,} multiplications per picture")
     typer.echo(f"normalisation: mean {row['normalisation']['mean']}, std {row['normalisation']['std']}")
     typer.echo(f"soft labels: {'yes' if row['soft_labels'] else 'no'}")
     typer.echo(
@@ -189,6 +190,7 @@ def verify(
 def describe(found: Any) -> dict[str, Any]:
     """What `info` shows of a file that was read."""
     from thurl.distillation.dataset_card import plain_bits
+    from thurl.distillation.ddr_limits import decoding_work
 
     dataset, rate = found.dataset, found.rate.row()
     config = dataset.slices[0].config
@@ -196,6 +198,7 @@ def describe(found: Any) -> dict[str, Any]:
         "file": found.name,
         **rate,
         "pictures": len(dataset.labels),
+        "multiplications_per_picture": max(decoding_work(part.config) for part in dataset.slices),
         "size": f"{config.width}x{config.height}, {config.channels} channels",
         "classes": list(dataset.classes),
         "slices": [

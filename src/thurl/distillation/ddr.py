@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +78,14 @@ class DdrFile:
         rate: where its bits are.
         picture_checksum: CRC-32 that the decoded pictures must have.
         name: what messages call it.
+        data: its bytes.
     """
 
     dataset: CodedDataset
     rate: Rate
     picture_checksum: int
     name: str
+    data: bytes = field(repr=False)
 
     def images(self) -> NDArray[np.uint8]:
         """All pictures, uint8 (samples, channels, height, width), slice after slice.
@@ -174,7 +176,8 @@ def decode(data: bytes, name: str = "file", *, coder: str = "auto", max_bytes: i
         "labels": 8 * (len(hard or b"") + len(soft or b"")),
     }
     rest = 8 * len(data) - sum(bits.values())
-    return DdrFile(dataset, Rate(**bits, header=rest, classes=len(header.classes)), picture_checksum, name)
+    rate = Rate(**bits, header=rest, classes=len(header.classes))
+    return DdrFile(dataset, rate, picture_checksum, name, bytes(data))
 
 
 def write(

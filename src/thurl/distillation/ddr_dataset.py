@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from thurl.distillation.ddr import DdrFile, encode
+from thurl.distillation.ddr import DdrFile
 from thurl.errors import UsageError
 from thurl.training.results import write_atomically
 
@@ -43,7 +43,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         """uint8 (N, channels, H, W)."""
         self.labels = torch.from_numpy(file.dataset.labels).long()
         """int64 (N,)."""
-        self._rate = file.rate.row()
+        self._rate, self._data = file.rate.row(), file.data
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +97,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, license: str | None = None, name: str = "", repo_id: str = "USER/NAME"
     ) -> Path:
-        """Write what is pushed: `data.ddr`, the pictures as Parquet for viewers, and the card.
+        """Write what is pushed: the file as `data.ddr`, the pictures as Parquet for viewers, and the card.
 
         Args:
             folder: made if need be.
@@ -113,7 +113,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: this is a file; give a folder")
-        write_atomically(folder / "data.ddr", encode(self.coded))
+        write_atomically(folder / "data.ddr", self._data)
         (folder / "data").mkdir(exist_ok=True)
         self.to_huggingface().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
         card = dataset_card(self.coded, self.rate(), name=name or folder.name, license=license, repo_id=repo_id)

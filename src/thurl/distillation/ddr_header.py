@@ -13,6 +13,7 @@ from thurl.distillation.coded import CodedDataset, CodedSlice
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.label_stream import label_runs
 from thurl.errors import DataError, ThurlError
+from thurl.messages import printable
 
 
 __all__ = ["DICTIONARY", "HEADER_CAP", "Header", "SlicePlan", "header_of", "pack_header", "unpack_header"]
@@ -124,8 +125,10 @@ def unpack_header(data: bytes, name: str) -> Header:
         document = json.loads(text)
         return _parsed(document)
     except (ThurlError, ValueError, RecursionError, zlib.error) as error:
+        # A header made to harm could hold a number or list of megabytes.
+        reason = printable(str(error)[:300])
         raise DataError(
-            f"{name}: the header cannot be used: {error}; the file is damaged or from another program"
+            f"{name}: the header cannot be used: {reason}; the file is damaged or from another program"
         ) from None
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from thurl.distillation.ddr_header import SlicePlan
+from thurl.distillation.geometry import CodecConfig
 from thurl.errors import DataError
 
 
-__all__ = ["MAX_BYTES", "check_size", "read_content"]
+__all__ = ["MAX_BYTES", "check_size", "decoding_work", "read_content"]
 
 MAX_BYTES = 2**29
 """Largest size of all pictures, 8 bits per value, that is read or written unless asked for more."""
 
 _MAX_PARAMETERS = 2**20
 _MAX_WORK = 2**46
+
+
+def decoding_work(config: CodecConfig) -> int:
+    """Multiplications to decode one sample: entropy network for each latent, upsampling, synthesis for each pixel."""
+    sizes = config.level_sizes
+    arm = config.latents * sum(math.prod(shape) for shape in config.arm_shapes if len(shape) > 1)
+    # Level l holds the enlarged channels of all coarser ones; 4 x 4 of the kernel meet each of their pixels.
+    upsampling = 16 * sum(h * w * (config.levels - 1 - level) for level, (h, w) in enumerate(sizes))
+    weights = sum(math.prod(shape) for shape in config.synthesis_shapes if len(shape) > 1)
+    return arm + upsampling + config.height * config.width * weights
 
 
 def check_size(plans: Sequence[SlicePlan], max_bytes: int, name: str) -> None:
@@ -35,9 +45,8 @@ def check_size(plans: Sequence[SlicePlan], max_bytes: int, name: str) -> None:
     size = work = 0
     for i, plan in enumerate(plans):
         config = plan.config
-        pixels = plan.samples * config.height * config.width
         parameters = sum(
-            int(np.prod(shape))
+            math.prod(shape)
             for net in ("arm", "upsampling", "synthesis")
             for shape in getattr(config, f"{net}_shapes")
         )
@@ -45,8 +54,8 @@ def check_size(plans: Sequence[SlicePlan], max_bytes: int, name: str) -> None:
             raise DataError(
                 f"{name}: slice {i} has networks of {parameters} numbers, at most {_MAX_PARAMETERS} are read"
             )
-        size += pixels * config.channels
-        work += pixels * parameters
+        size += plan.samples * config.height * config.width * config.channels
+        work += plan.samples * decoding_work(config)
     if size > max_bytes:
         raise DataError(
             f"{name}: {size} bytes of pictures, at most {max_bytes} are decoded; pass a larger max_bytes if you trust "

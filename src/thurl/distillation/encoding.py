@@ -123,7 +123,7 @@ def encode_pictures(
         config: see there.
         seed: of the fit; the same on every device up to rounding.
         device: to fit on.
-        progress: called with iterations done and in all, of the current trial.
+        progress: called with iterations done and in all; with a size to reach, it may end before.
 
     Raises:
         DataError: pictures that do not fit, or a size that no trial reached.
@@ -134,9 +134,10 @@ def encode_pictures(
     tried: list[tuple[float, float]] = []
     best: tuple[float, EncodedPictures] | None = None
     weight = max(config.warm_up.rate_weight, 1e-6)
-    for _ in range(config.trials):
+    for trial in range(config.trials):
+        report = None if progress is None else _part(progress, trial, config.trials)
         one = replace(config, warm_up=replace(config.warm_up, rate_weight=weight))
-        found = fit_pictures(images, labels, classes, one, seed=seed, device=device, progress=progress)
+        found = fit_pictures(images, labels, classes, one, seed=seed, device=device, progress=report)
         bits = rate(found.dataset).total_bits / len(classes)
         tried.append((weight, bits))
         if bits <= target and (best is None or bits > best[0]):
