@@ -20,9 +20,7 @@ SHOWN = 20
 """Bad files that a message lists."""
 
 
-def read_pictures(
-    files: Sequence[Path], channels: int, size: tuple[int, int] | None, root: Path | None = None
-) -> torch.Tensor:
+def read_pictures(files: Sequence[Path], channels: int, size: tuple[int, int] | None) -> torch.Tensor:
     """Pictures of files, uint8 (N, channels, H, W).
 
     Args:
@@ -38,7 +36,7 @@ def read_pictures(
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            picture = open_image(file, name=str(file.relative_to(root)) if root else None)
+            picture = open_image(file)
         except ImageError as error:
             problems.append(str(error))
             continue

@@ -50,8 +50,13 @@ def unroll(
         labels: int64 (N,).
         lr: scalar.
         rows: int64 indices of the pictures of each step.
-        draws: augmentation of each step's pictures with the strengths of `dsa`; None for none.
+        draws: augmentation of each step's pictures with the strengths of `dsa`; both or neither.
+
+    Raises:
+        ValueError: one of `draws` and `dsa` without the other.
     """
+    if (draws is None) != (dsa is None):
+        raise ValueError("`draws` need the strengths in `dsa`, and the other way round; give both or neither")
     steps = _Steps(network, start, labels, [one.to(images.device) for one in rows], draws, dsa)
     return dict(zip(start, _Unroll.apply(images, lr, steps), strict=True))
 
@@ -124,7 +129,10 @@ def _leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def trajectory_distance(
     end: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Squared distance from `end` to `target`, over that from `start` to `target`; 1 for one that stood still."""
+    """Squared distance from `end` to `target`, over that from `start` to `target`; 1 for one that stood still.
+
+    Not finite if `start` is `target`.
+    """
 
     def squared(one: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([(one[name] - value).square().sum() for name, value in target.items()]).sum()
