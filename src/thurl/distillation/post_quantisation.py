@@ -27,7 +27,6 @@ from thurl.distillation.codec import LatentCodec
 from thurl.distillation.coded import GROUPS, CodedGroup
 from thurl.distillation.decoder_networks import networks_of
 from thurl.distillation.entropy import contexts, laplace_bits, predict
-from thurl.distillation.networks import networks_of
 from thurl.distillation.rate import GOLOMB_ORDERS, exp_golomb_bits
 from thurl.distillation.synthesis import synthesise, upsample_pyramid
 from thurl.errors import DataError, UsageError
