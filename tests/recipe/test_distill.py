@@ -329,24 +329,3 @@ def test_the_utility_of_the_page_works(tmp_path):
     assert images.grad.abs().sum() > 0
     noise = utility.loss(torch.randn(images.shape), drawn.labels, real, generator)
     assert first < noise
-
-
-# --- learning --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_warm_up_codec_of_digits_is_worth_its_bits(tmp_path):
-    """Bar, fixed before: the codec at no more than 1,600 bits per class trains to 94 % or more, three fresh seeds."""
-    scores = []
-    for seed in (21, 22, 23):
-        loaded = load_recipe(
-            TINY,
-            [
-                *(f"training.seed={seed}", f"data.seed={seed}", f"training.output_dir={tmp_path / str(seed)}"),
-                *("report.results=null", "report.html=null", "baselines.names=[]", "training.max_steps=20"),
-            ],
-        ).recipe
-        record = run(loaded, recipe_path=TINY)
-        assert record["sets"]["warm_up"]["bits_per_class"] <= 1600
-        scores.append(record["sets"]["warm_up"]["test"]["mean"])
-    assert sum(scores) / 3 >= 0.94
