@@ -202,7 +202,7 @@ def warm_up_against_coders(outcome: DistillOutcome, seed: int) -> dict[str, floa
     found["warm_up"] = psnr(coded.images, targets)
     for coder in ("jpeg", "webp"):
         try:
-            # All pictures of a class, so the generator only orders them; both orders are undone by the class mean.
+            # All pictures of each class are drawn, so the generator only orders them: the same order again below.
             generator = torch.Generator().manual_seed(seed)
             baseline = fit_quality(same, per_class, budget, generator, coder, "scan")
             again = same.draw(per_class, torch.Generator().manual_seed(seed))
@@ -263,7 +263,7 @@ def curve(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for key, point in points(entry).items():
                     found.setdefault(key, []).append(point)
             for key, values in found.items():
-                scores = [100 * score for _, score in values]
+                scores = [score for _, score in values]
                 rows.append(
                     {
                         "data": name,

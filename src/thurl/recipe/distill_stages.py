@@ -89,6 +89,9 @@ class Distillation:
         study: real pictures.
         folder: for the states of the stages.
         hints: how to train on the set, for its file.
+
+    Raises:
+        UsageError: several processes.
     """
 
     def __init__(
@@ -96,6 +99,11 @@ class Distillation:
     ) -> None:
         self.recipe, self.study, self.folder, self.hints = recipe, study, folder, hints or {}
         self.args = TrainingArguments(**{**recipe.training, "output_dir": str(folder)})
+        if self.args.world_size > 1:
+            raise UsageError(
+                f"{self.args.world_size} processes: a distillation trains one small codec; start one process "
+                "(`--num_processes 1`), on one GPU"
+            )
         self.device = self.args.device
         self.seed = int(self.args.seed)
         self.utility = build_utility(recipe, study.train)
