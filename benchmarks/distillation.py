@@ -123,7 +123,9 @@ def with_rows(run: Mapping[str, Any]) -> dict[str, Any]:
     for size, entry in run["sizes"].items():
         for name, (bits, score) in points(entry).items():
             rows[f"{float(size):,.0f} bits: {name.replace('_', ' ')}"] = {"bits": bits, "accuracy": score}
-    return {**run, run["data"]: rows}
+    first = next(iter(run["sizes"].values()))
+    quality = {"psnr": {run["data"]: first["psnr"]}} if "psnr" in first else {}
+    return {**run, run["data"]: rows, **quality}
 
 
 def run_seed(
