@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
 from thurl.training.answer_page import AnswerCard, write_answer_page
 from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from thurl.recipe.answers_task import Evaluation, Task
 
 __all__ = ["AnswersRun", "run_record", "table", "write_report"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,8 @@ def write_report(
     if section.html and main.after:
         _write_html(recipe, task, main, control, rows, record)
     if rows:
-        _print_table(rows)
-    for name, path in (("Report", section.html if main.after else None), ("Results", section.results)):
-        if path:
-            logger.info("%s: %s", name, path)
-    logger.info("Model: %s", recipe.training["output_dir"])
+        print_table("Answers to questions never trained on", rows, total=True)
+    say_where(section.html if main.after else None, section.results, recipe.training["output_dir"])
     return record
 
 
@@ -96,15 +90,11 @@ def run_record(seed: int, main: AnswersRun, control: AnswersRun | None) -> dict[
             }
             for name in known.tasks
         }
-    losses = [entry["loss"] for entry in main.log if "loss" in entry]
-    record["loss_first"], record["loss_last"] = (losses[0], losses[-1]) if losses else (None, None)
-    record["seconds"] = main.seconds.get("total")
-    record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
-    if main.timing:
-        record["seconds_per_step"] = main.timing["seconds_per_step"]
-    if control:
-        record["seconds_control"] = sum(control.seconds.values())
-    return record
+    return {
+        **record,
+        **logged_losses(main.log),
+        **costs(main.seconds, main.timing, control.seconds if control else None),
+    }
 
 
 def table(main: AnswersRun, control: AnswersRun | None) -> list[list[str]]:
@@ -127,22 +117,6 @@ def table(main: AnswersRun, control: AnswersRun | None) -> list[list[str]]:
     ]
     mean = [f"{found.mean[metric]:.3f}" for metric, _, found in columns]
     return [head, *rows, ["mean of tasks", f"{main.after.mean['n']:g}", *mean]]
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title="Answers to questions never trained on", title_justify="left", box=box.SIMPLE_HEAD)
-    for place, heading in enumerate(rows[0]):
-        drawn.add_column(heading, justify="right" if place else "left")
-    for row in rows[1:]:
-        if row is rows[-1]:
-            drawn.add_section()
-        drawn.add_row(*map(Text, row), style="bold" if row is rows[-1] else None)  # Text: no markup of a data file
-    Console(width=None if sys.stdout.isatty() else 110).print(drawn)
 
 
 def _write_html(

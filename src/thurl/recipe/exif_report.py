@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thurl.forensics.exif.tasks import ORDINAL_TASKS
+from thurl.recipe.run_record import costs, print_table, say_where
 from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
 from thurl.training.results import plain, write_results
 from thurl.training.timing import phase_rows
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FaceRun", "detection_rows", "pretext_rows", "run_record", "write_report"]
 
-logger = logging.getLogger(__name__)
 
 _SHOWN = ("accuracy", "tpr", "auc", "tpr_two_sided", "auc_two_sided")
 _TITLES = {
@@ -88,11 +86,8 @@ def write_report(
     if report.html:
         _write_html(Path(report.html), recipe, study, main, control, record, tables)
     for name, rows in tables.items():
-        _print_table(name, rows)
-    for name, path in (("Report", report.html), ("Results", report.results)):
-        if path:
-            logger.info("%s: %s", name, path)
-    logger.info("Model and detector: %s", recipe.training["output_dir"])
+        print_table(name, rows)
+    say_where(report.html, report.results, recipe.training["output_dir"], output_is="Model and detector")
     return record
 
 
@@ -114,11 +109,7 @@ def run_record(seed: int, main: FaceRun, control: FaceRun | None) -> dict[str, A
         record["generated"] = _generated(main, control)
     if main.trainer.term_weights:
         record["weights"] = main.trainer.term_weights
-    if main.trainer.timing:
-        record["seconds_per_step"] = main.trainer.timing["seconds_per_step"]
-    record["seconds"] = main.seconds.get("total")
-    record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
-    return plain(record)
+    return plain({**record, **costs(main.seconds, main.trainer.timing)})
 
 
 def _generated(main: FaceRun, control: FaceRun | None) -> dict[str, dict[str, float]]:
@@ -188,20 +179,6 @@ def detection_rows(main: FaceRun, control: FaceRun | None) -> list[list[str]]:
     for name, entry in generated.items():
         rows.append([name, str(entry["n"]), *(number(entry[column]) for column in columns)])
     return rows
-
-
-def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for place, heading in enumerate(rows[0]):
-        drawn.add_column(heading, justify="right" if place else "left")
-    for row in rows[1:]:
-        drawn.add_row(*map(Text, row))  # Text: no markup of a recipe
-    Console(width=None if sys.stdout.isatty() else 110).print(drawn)
 
 
 def _write_html(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.picture_page import PictureRow, write_picture_page
 from thurl.training.results import write_results
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RestorationRun", "run_record", "table", "verdict", "write_report"]
 
-logger = logging.getLogger(__name__)
 
 HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 
@@ -65,11 +63,8 @@ def write_report(
     if section.html and main.after is not None:
         _write_html(recipe, study, main, control, rows, record)
     if rows:
-        _print_table(rows)
-    for name, path in (("Report", section.html if main.after else None), ("Results", section.results)):
-        if path:
-            logger.info("%s: %s", name, path)
-    logger.info("Model: %s", recipe.training["output_dir"])
+        print_table("Against the clean pictures", rows, bold_last=True)
+    say_where(section.html if main.after else None, section.results, recipe.training["output_dir"])
     return record
 
 
@@ -98,15 +93,11 @@ def run_record(seed: int, main: RestorationRun, control: RestorationRun | None) 
         record["verdict"] = verdict(record, names)
         record["pictures"] = after.settings["pictures"]
         record["strengths"] = dict(after.settings["strengths"])
-    losses = [entry["loss"] for entry in main.log if "loss" in entry]
-    record["loss_first"], record["loss_last"] = (losses[0], losses[-1]) if losses else (None, None)
-    record["seconds"] = main.seconds.get("total")
-    record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
-    if main.timing:
-        record["seconds_per_step"] = main.timing["seconds_per_step"]
-    if control:
-        record["seconds_control"] = sum(control.seconds.values())
-    return record
+    return {
+        **record,
+        **logged_losses(main.log),
+        **costs(main.seconds, main.timing, control.seconds if control else None),
+    }
 
 
 def verdict(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, bool]:
@@ -133,20 +124,6 @@ def table(record: Mapping[str, Any]) -> list[list[str]]:
     digits = {"psnr": 2, "ssim": 4}
     rows = [[name, *(f"{record[metric][name]:.{digits[metric]}f}" for metric in metrics)] for name in names]
     return [["pictures", *(HEADINGS[metric] for metric in metrics)], *rows]
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title="Against the clean pictures", title_justify="left", box=box.SIMPLE_HEAD)
-    for place, heading in enumerate(rows[0]):
-        drawn.add_column(heading, justify="right" if place else "left")
-    for row in rows[1:]:
-        drawn.add_row(*map(Text, row), style="bold" if row is rows[-1] else None)
-    Console(width=None if sys.stdout.isatty() else 110).print(drawn)
 
 
 def _write_html(

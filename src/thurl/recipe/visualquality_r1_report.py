@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from thurl.data.images import open_image
+from thurl.recipe.run_record import costs, say_where
 from thurl.rl.evaluation import jsonable
 from thurl.training.report import Judgement, QualityRow, quality_table, write_quality_report
 from thurl.training.results import write_results
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from thurl.recipe.visualquality_r1_data import Study
 
 __all__ = ["Story", "TrainedRun", "run_record", "table_rows", "write_report"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,7 @@ def write_report(
         _write_html(Path(section.html), recipe, study, main, control, rows, record, story or Story())
     if rows:
         _print_table(rows, record)
-    for name, path in (("Report", section.html if main.after else None), ("Results", section.results)):
-        if path:
-            logger.info("%s: %s", name, path)
-    logger.info("Model: %s", recipe.training["output_dir"])
+    say_where(section.html if main.after else None, section.results, recipe.training["output_dir"])
     return record
 
 
@@ -111,13 +106,7 @@ def run_record(seed: int, main: TrainedRun, control: TrainedRun | None) -> dict[
         record["parse_rate_after"] = main.after["sample_parse_rate"]
         record["per_degradation"] = {name: entry["srcc"] for name, entry in main.after["kinds"].items()}
         record["per_dataset"] = {name: entry["srcc"] for name, entry in main.after["datasets"].items()}
-    record["seconds"] = main.seconds.get("total")
-    record["seconds_by_phase"] = {name: value for name, value in main.seconds.items() if name != "total"}
-    if main.timing:
-        record["seconds_per_step"] = main.timing["seconds_per_step"]
-    if control:
-        record["seconds_control"] = sum(control.seconds.values())
-    return jsonable(record)
+    return jsonable({**record, **costs(main.seconds, main.timing, control.seconds if control else None)})
 
 
 def table_rows(main: TrainedRun, control: TrainedRun | None) -> list[QualityRow]:
