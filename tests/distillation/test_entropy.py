@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from thurl.distillation.entropy import MIN_PROBABILITY, context_offsets, contexts, laplace_bits, predict
+from thurl.distillation.context import context_offsets
+from thurl.distillation.entropy import MIN_PROBABILITY, contexts, laplace_bits, predict
 from thurl.distillation.geometry import CONTEXTS, CodecConfig
 from thurl.distillation.networks import initial_networks
 from thurl.errors import UsageError
