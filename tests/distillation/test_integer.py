@@ -11,10 +11,11 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.numpy import load_file
 
 from thurl.distillation.coded import GROUPS, CodedGroup, CodedSlice, group_shapes
+from thurl.distillation.context import context_offsets
 from thurl.distillation.fixed_point import LARGEST_LATENT, Layer
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.integer import decode_images, slice_bits
-from thurl.distillation.integer_entropy import EntropyNetwork, LevelPlan, context_offsets, level_blocks
+from thurl.distillation.integer_entropy import EntropyNetwork, LevelPlan, level_blocks
 from thurl.distillation.laplace import FRACTIONS, LOWEST_SCALE, SCALES
 from thurl.errors import DataError
 

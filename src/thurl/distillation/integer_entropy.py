@@ -12,34 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thurl.distillation.coded import CodedGroup, CodedSlice
+from thurl.distillation.context import REACH, context_offsets
 from thurl.distillation.fixed_point import BITS, LARGEST_LATENT, LIMIT, Layer, rounded
 from thurl.distillation.geometry import CodecConfig
 from thurl.distillation.laplace import FRACTIONS, LOWEST_SCALE, SCALES, difference_bits, table_row
 from thurl.errors import DataError
 
 
-__all__ = ["EntropyNetwork", "LevelPlan", "context_offsets", "level_blocks", "slice_bits"]
+__all__ = ["EntropyNetwork", "LevelPlan", "level_blocks", "slice_bits"]
 
 Integers = NDArray[np.int64]
 
-# Positions in a 9 x 9 window, row by row, whose centre is 40: the neighbours each size of context sees, as in the
-# official code.
-_WINDOW = {
-    8: (13, 22, 30, 31, 32, 37, 38, 39),
-    16: (13, 14, *range(20, 25), *range(28, 34), 37, 38, 39),
-    24: (4, *range(11, 16), *range(19, 26), *range(28, 35), *range(36, 40)),
-    32: (*range(2, 6), *range(10, 17), *range(19, 27), *range(27, 36), *range(36, 40)),
-}
-_ABOVE = 4
-_ASIDE = 4
-
 # Columns of contexts that are predicted in one call while writing.
 _COLUMNS = 2**15
-
-
-def context_offsets(context: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) from a latent to each neighbour it is predicted from, in the order of the network's inputs."""
-    return tuple((index // 9 - 4, index % 9 - 4) for index in _WINDOW[context])
 
 
 class EntropyNetwork:
@@ -105,10 +90,10 @@ class LevelPlan:
 
     def __init__(self, config: CodecConfig, size: tuple[int, int], samples: int) -> None:
         height, width = size
-        stride = width + 2 * _ASIDE
-        self.grid = np.zeros(((height + _ABOVE) * stride, samples))
+        stride = width + 2 * REACH
+        self.grid = np.zeros(((height + REACH) * stride, samples))
         rows, columns = np.divmod(np.arange(height * width), width)
-        self.cells = (rows + _ABOVE) * stride + columns + _ASIDE
+        self.cells = (rows + REACH) * stride + columns + REACH
         self.offsets = np.array([row * stride + column for row, column in context_offsets(config.context)])
 
     def fill(self, latents: NDArray[np.int32]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from thurl.recipe.distill_choice import Choice
 from thurl.recipe.distill_coding import Coded
 from thurl.recipe.distill_data import DistillStudy
 from thurl.recipe.distill_stages import Stage
+from thurl.recipe.run_record import print_table, say_where
 from thurl.training.picture_page import PictureRow, write_picture_page
 from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
@@ -182,13 +182,11 @@ def write_report(
     if section.results:
         write_results(section.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
     rows = table(record)
-    _print_table("Test accuracy of networks trained on each set", rows)
-    _print_table("Size", size_table(record))
+    print_table("Test accuracy of networks trained on each set", rows, bold_last=True)
+    print_table("Size", size_table(record), bold_last=True)
     if section.html:
         _write_html(recipe, outcome, rows, record)
-    for name, path in (("Report", section.html), ("Results", section.results)):
-        if path:
-            logger.info("%s: %s", name, path)
+    say_where(section.html, section.results, recipe.training["output_dir"], output_is="Data set")
     if record["shipped"] == "warm_up":
         logger.info("The joint run was not better than the warm-up at these bits; the warm-up is shipped.")
     if not record["within_target"]:
@@ -197,20 +195,6 @@ def write_report(
             *(record["bits_per_class"], record["target"] or record["sets"]["joint"]["bits_per_class"]),
         )
     return record
-
-
-def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for place, heading in enumerate(rows[0]):
-        drawn.add_column(heading, justify="right" if place else "left")
-    for row in rows[1:]:
-        drawn.add_row(*map(Text, row), style="bold" if row is rows[-1] else None)
-    Console(width=None if sys.stdout.isatty() else 110).print(drawn)
 
 
 def montage(images: torch.Tensor, labels: torch.Tensor, classes: int, count: int) -> Image.Image:
