@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _TITLES = {
     "joint": "joint run",
-    "warm_up": "warm-up at these bits",
+    "warm_up": "warm-up fitted to the size",
     "real_pixels": "real pictures, 8-bit pixels",
     "dm_pixels": "distilled pictures, 8-bit pixels",
     "jpeg": "real pictures, JPEG",
