@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from thurl.distillation.codec import LatentCodec
 from thurl.distillation.coded import CodedGroup, CodedSlice
+from thurl.distillation.decoder_networks import NETWORKS, Networks
 from thurl.distillation.geometry import CodecConfig
-from thurl.distillation.networks import NETWORKS, Networks
 from thurl.errors import DataError, UsageError
 from thurl.training.released_files import Record, read_checkpoint
 
