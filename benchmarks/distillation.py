@@ -125,7 +125,31 @@ def with_rows(run: Mapping[str, Any]) -> dict[str, Any]:
             rows[f"{float(size):,.0f} bits: {name.replace('_', ' ')}"] = {"bits": bits, "accuracy": score}
     first = next(iter(run["sizes"].values()))
     quality = {"psnr": {run["data"]: first["psnr"]}} if "psnr" in first else {}
-    return {**run, run["data"]: rows, **quality}
+    return {
+        **run,
+        run["data"]: rows,
+        **quality,
+        **({"margin": {run["data"]: found}} if (found := margins(run)) else {}),
+    }
+
+
+def margins(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """By how much each bar is met (0 or more) or missed, in parts of 1 of accuracy, and in dB for (4)."""
+    found: dict[str, float | None] = {}
+    large, small = run["sizes"].get("6144"), run["sizes"].get("3000")
+    if run["data"] == "scikit":
+        return {"B": accuracy(run["sizes"][f"{SCIKIT_SIZE}"], "warm_up") - 0.94}
+    if large is not None:
+        joint = accuracy(large, "joint")
+        found["1: DM pixels"] = joint - large["dm_one_per_class"]["mean"] - 0.08
+        found["1: JPEG"] = joint - coded(large, "jpeg") - 0.03
+    if small is not None:
+        found["2: JPEG"] = accuracy(small, "joint") - coded(small, "jpeg") - 0.025
+    if large is not None:
+        found["3: warm-up"] = joint - accuracy(large, "warm_up") - 0.05
+        quality = large["psnr"]
+        found["4: PSNR, dB"] = None if quality["jpeg"] is None else quality["warm_up"] - quality["jpeg"]
+    return found
 
 
 def run_seed(

@@ -80,6 +80,8 @@ def test_rows_of_the_tables_and_points_of_the_curve(benchmark, tmp_path):
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["summary"]["photographs.6,144 bits: warm up.accuracy"]["mean"] == pytest.approx(0.34)
     assert document["summary"]["psnr.photographs.jpeg"]["mean"] == 25.0
+    assert document["summary"]["margin.photographs.3: warm-up"]["mean"] == pytest.approx(0.01)
+    assert document["summary"]["margin.photographs.4: PSNR, dB"]["mean"] == pytest.approx(1.0)
     assert document["bars"]["photographs"]["3"] is True and document["pictures"] == "drawn"
     curve = {(point["size"], point["set"]): point for point in document["curve"]}
     assert curve[3000, "joint"]["accuracy"] == pytest.approx(0.33) and curve[3000, "joint"]["seeds"] == 2
