@@ -109,9 +109,9 @@ def save(path: Path, runs: Sequence[dict[str, Any]], overrides: Sequence[str], n
     write_results(
         path,
         recipe=f"recipes/{RECIPE}.yaml",
-        overrides=[*OVERRIDES, *overrides],
+        overrides=[*(OVERRIDES if any(run["data"] != "scikit" for run in runs) else ()), *overrides],
         runs=[with_rows(run) for run in runs],
-        pictures=note,
+        note=note,
         bars=verdicts(runs),
         curve=curve(runs),
     )

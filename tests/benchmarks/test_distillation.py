@@ -82,7 +82,7 @@ def test_rows_of_the_tables_and_points_of_the_curve(benchmark, tmp_path):
     assert document["summary"]["psnr.photographs.jpeg"]["mean"] == 25.0
     assert document["summary"]["margin.photographs.3: warm-up"]["mean"] == pytest.approx(0.01)
     assert document["summary"]["margin.photographs.4: PSNR, dB"]["mean"] == pytest.approx(1.0)
-    assert document["bars"]["photographs"]["3"] is True and document["pictures"] == "drawn"
+    assert document["bars"]["photographs"]["3"] is True and document["note"] == "drawn"
     curve = {(point["size"], point["set"]): point for point in document["curve"]}
     assert curve[3000, "joint"]["accuracy"] == pytest.approx(0.33) and curve[3000, "joint"]["seeds"] == 2
     assert curve[6144, "jpeg"]["bits_per_class"] == 5995
