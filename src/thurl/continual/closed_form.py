@@ -1,7 +1,7 @@
 """Learners without gradient steps, on the features of a frozen encoder: they learn a task in milliseconds.
 
-SimpleCIL (arXiv 2303.07338), RanPAC (arXiv 2307.02251) without its adapter of the first task, and a linear discriminant
-with one covariance, which streams. Each learns the same whatever the order of the tasks, up to the order of columns.
+SimpleCIL (arXiv 2303.07338), RanPAC (arXiv 2307.02251) without its adapter of the first task, a linear discriminant
+with one covariance. Each learns the same whatever the order of the tasks, up to the order of columns.
 Unlike LAMDA-PILOT none is told the number of classes, and RanPAC's ridge is chosen on a fixed, stratified part.
 """
 

@@ -22,7 +22,7 @@ __all__ = ["Learner", "LearnerError", "State", "learn_task", "start", "state_has
 
 State = Mapping[str, torch.Tensor]
 """Named tensors on the CPU, all that is needed to go on. `classes`, int64 [n_seen], is always there: the classes
-seen, in the order of arrival. What the pre-trained encoder holds already is not repeated: a state is the difference."""
+seen, in the order of arrival. What the pre-trained encoder holds already is not repeated."""
 
 
 class LearnerError(ThurlError):
