@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +84,7 @@ class ClassData:
         self.encoder = encoder
         self.pool_hash = pool_hash
         self.groups = tuple(groups) if groups is not None else tuple(range(len(self.classes)))
+        self._splits = tuple(splits)
         self._check(splits)
         rows: dict[str, list[list[int]]] = {split: [[] for _ in self.classes] for split in SPLITS}
         for row, (label, split) in enumerate(zip(self.labels.tolist(), splits, strict=True)):
@@ -97,6 +100,16 @@ class ClassData:
         self._rows: Mapping[str, list[torch.Tensor]] = {
             split: [torch.tensor(found, dtype=torch.int64) for found in per_class] for split, per_class in rows.items()
         }
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of classes, splits, features and inputs: what a learner could learn from."""
+        digest = hashlib.sha256(f"{self.classes}\0{self.encoder}\0{self.pool_hash}\0{self._splits}".encode())
+        for tensor in (self.labels, self.features, self.inputs):
+            if isinstance(tensor, torch.Tensor):
+                digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+                digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def rows(self, classes: Iterable[int], split: str) -> torch.Tensor:
         """Samples of `classes` in `split`, int64 [n], class after class."""

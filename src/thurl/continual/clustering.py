@@ -1,8 +1,9 @@
 """Few tasks that stand for many: candidates are clustered by what they look like and by how a closed-form learner
 answers to them, and one of each cluster is kept.
 
-CLDyB shrinks its sampled tasks by "functional task clustering" and draws one per cluster; features and algorithm are not
-known. Ours: the mean prototype of the task under each encoder, optionally with the answers of SimpleCIL, and k-means.
+CLDyB shrinks its sampled tasks by "functional task clustering" and draws one per cluster; features and algorithm are
+not known. Ours: the mean prototype of the task under each encoder, optionally with the answers of SimpleCIL, and
+k-means.
 """
 
 from __future__ import annotations

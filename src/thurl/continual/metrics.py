@@ -22,6 +22,7 @@ from thurl.errors import DataError, UsageError
 
 __all__ = [
     "DEFINITIONS",
+    "Rows",
     "accuracy_matrix",
     "average_accuracy",
     "average_forgetting",

@@ -62,7 +62,8 @@ def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Ten
 @functools.lru_cache(maxsize=2)
 def random_projection(seed: int, dimension: int, width: int) -> torch.Tensor:
     """Standard normal matrix, float64 [dimension, width], one per seed; not to be changed in place."""
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((dimension, width)))
+    # Copied into memory of torch's: products may depend on where in memory a matrix begins.
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((dimension, width))).clone()
 
 
 def random_features(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Tasks that are hard to learn: classes that look alike to the learners (CLDyB's equation 5, solved greedily).
 
-The paper draws a first class at random and adds the class most similar to those chosen. Which similarity it uses is not
-known; ours is the cosine of class prototypes, averaged over the learners' encoders as they are now.
+The paper draws a first class at random and adds the class most similar to those chosen. Which similarity it uses is
+not known; ours is the cosine of class prototypes, averaged over the learners' encoders as they are now.
 """
 
 from __future__ import annotations

@@ -71,8 +71,10 @@ class Tree:
         tried = [path for path in self.visits if len(path) == 1 and self.visits[path]]
         if not tried:
             raise UsageError("no child of the root was visited; there is nothing to commit to")
-        first, second = (self.visits.__getitem__, self.value) if by == "visits" else (self.value, self.visits.get)
-        return min(tried, key=lambda path: (-first(path), -second(path), path))[0]  # type: ignore[operator]
+        keys = {path: (self.visits[path], self.value(path)) for path in tried}
+        if by == "value":
+            keys = {path: (value, visits) for path, (visits, value) in keys.items()}
+        return min(tried, key=lambda path: (-keys[path][0], -keys[path][1], path))[0]
 
     def subtree(self, child: int) -> Tree:
         """The tree below a child of the root, which becomes the root."""
