@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from thurl.continual.closed_form import SimpleCIL
-from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
+from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike, _Steps
 from thurl.continual.learner import learn_task, start, state_hash, task_accuracies
 from thurl.errors import UsageError
 
@@ -85,7 +87,7 @@ def test_the_record_of_slca(encoder):
 def test_replay_and_alignment_forget_less_than_fine_tuning(encoder):
     # Well separated blobs: what is lost is forgotten, not hard. Bar from before the run: 0.2 above fine-tuning.
     data = blobs(spread=0.25, dimension=6, per_split=(40, 20, 20), seed=4)
-    settings = {"learning_rate": 0.05, "encoder_rate": 0.005, "epochs": 10}
+    settings = {"learning_rate": 0.05, "encoder_rate": 0.005, "epochs": 40, "batch_size": 16}
     first = {
         learner.name: task_accuracies(learner, learned(learner, data), data, TASKS, "test")
         for learner in (
@@ -115,6 +117,20 @@ def test_features_are_those_of_the_encoder_as_it_is(encoder, data):
         learner.features(state, data, rows) @ state["head.weight"].T + state["head.bias"],
     )
     assert not torch.allclose(learner.features(state, data, rows), encoder(data.inputs[rows]))
+
+
+def test_steps_are_those_of_torch(encoder):
+    ours, theirs = copy.deepcopy(encoder), copy.deepcopy(encoder)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    step = _Steps(list(ours.parameters()), [0.1] * 4, 0.9, 0.01)
+    for seed in range(5):
+        inputs = torch.randn(7, 6, generator=torch.manual_seed(seed))
+        step(ours(inputs).square().mean())
+        optimizer.zero_grad()
+        theirs(inputs).square().mean().backward()
+        optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def test_bad_settings_and_inputs(encoder):

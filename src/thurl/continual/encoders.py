@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from thurl.errors import DataError, UsageError
+from thurl.errors import DataError, MissingRequirementError, UsageError
 
 
-__all__ = ["MLPEncoder", "MLPEncoderConfig", "fingerprint", "flat_input", "pooled", "pretrain"]
+__all__ = ["MLPEncoder", "MLPEncoderConfig", "fingerprint", "flat_input", "load_mlp_encoder", "pooled",
+           "pretrain"]  # fmt: skip
 
 
 class MLPEncoderConfig(PreTrainedConfig):
@@ -62,6 +65,28 @@ class MLPEncoder(PreTrainedModel):
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
         """Features of pictures, float [B, side * side] in [0, 1]: `pooler_output`, [B, hidden_sizes[-1]]."""
         return BaseModelOutputWithPooling(pooler_output=self.layers(pixel_values))
+
+
+def load_mlp_encoder(folder: str | os.PathLike[str]) -> MLPEncoder:
+    """An encoder saved by `save_pretrained`, from this machine alone.
+
+    Raises:
+        MissingRequirementError: no such folder, or no weights in it.
+        UsageError: a model of another kind.
+    """
+    place = Path(folder)
+    try:
+        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MissingRequirementError(f"{folder}: no encoder: {error}; save one with `save_pretrained`") from error
+    if kind != MLPEncoderConfig.model_type:
+        raise UsageError(
+            f"{folder}: a {kind!r} model; this loads {MLPEncoderConfig.model_type!r}. The features of any other "
+            "encoder are taken from a file (thurl.continual.features.encode)"
+        )
+    if not (place / "model.safetensors").is_file():
+        raise MissingRequirementError(f"{folder}: no model.safetensors; save the encoder again")
+    return MLPEncoder.from_pretrained(place, local_files_only=True).eval()
 
 
 def pooled(encoder: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
