@@ -39,7 +39,8 @@ from sklearn.datasets import load_digits
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
-from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, flat_input, pretrain
+from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, pretrain
+from thurl.continual.encoding import flat_input
 from thurl.continual.evaluator import Evaluator, Tasks
 from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
 from thurl.continual.mdp import RewardSettings, SearchSettings

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from thurl.continual.contamination import clip_text_features, knn_accuracy, zero_shot_accuracy
-from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, fingerprint, flat_input
+from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
+from thurl.continual.encoding import fingerprint, flat_input
 from thurl.continual.features import encode
 from thurl.continual.pool import ClassPool, Sample, make_pool, read_pool
 from thurl.continual.pool_data import class_data, class_data_from_features

@@ -270,7 +270,8 @@ def report(
             again = json.loads(replayed.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{replayed}: not a file of `thurl cldyb replay`: {error}") from error
-        if not isinstance(again, dict) or again.get("pool_hash") != document["pool_hash"]:
+        known = isinstance(again, dict) and again.get("pool_hash") == document["pool_hash"]
+        if not known or not isinstance(again.get("learners"), dict):
             raise DataError(f"{replayed}: not a replay of a sequence in this pool; replay {sequence} again")
     write_report(output, document, again)
     typer.echo(f"written to {output}")
@@ -290,7 +291,8 @@ def _loaded(
         learners = learners_of(options)
         return class_data_from_features(read_pool(pool, allow_outside=allow_outside), features), learners
     assert encoder is not None
-    from thurl.continual.encoders import flat_input, load_mlp_encoder
+    from thurl.continual.encoders import load_mlp_encoder
+    from thurl.continual.encoding import flat_input
 
     model = load_mlp_encoder(encoder)
     learners = learners_of(options, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from thurl.continual.encoders import fingerprint, pooled
+from thurl.continual.encoding import fingerprint, pooled
 from thurl.continual.tensor_files import read_tensors, write_tensors
 from thurl.errors import DataError, UsageError
 
@@ -29,7 +29,7 @@ def encode(
     """Features of all pictures, float32 [N, D], in evaluation mode and without gradients.
 
     Args:
-        encoder: gives features [B, D], see `thurl.continual.encoders.pooled`.
+        encoder: gives features [B, D], see `thurl.continual.encoding.pooled`.
         digests: SHA-256 of each picture.
         inputs: the encoder's inputs [B, ...] for picture numbers; asked only for pictures without kept features.
         folder: features are read from and kept in `folder`/<fingerprint>.safetensors.

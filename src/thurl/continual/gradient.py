@@ -1,7 +1,7 @@
 """Learners that train an encoder with gradient steps: sequential fine-tuning, experience replay, and one like SLCA.
 
-Plain torch on any encoder of `thurl.continual.encoders`. The state holds the whole encoder, a head row per class and
-what the learner needs of the past. New head rows begin at zero.
+Plain torch on any encoder that `thurl.continual.encoding.pooled` reads. The state holds the whole encoder, a head row
+per class and what the learner needs of the past. New head rows begin at zero.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from thurl.continual.class_data import ClassData, TaskData
-from thurl.continual.encoders import fingerprint, pooled
+from thurl.continual.encoding import fingerprint, pooled
 from thurl.continual.learner import State
 from thurl.errors import UsageError
 

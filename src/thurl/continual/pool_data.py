@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from thurl.continual.class_data import ClassData
-from thurl.continual.encoders import fingerprint
+from thurl.continual.encoding import fingerprint
 from thurl.continual.features import encode, read_features
 from thurl.continual.pool import ClassPool, raise_problems
 from thurl.continual.pool_sources import read_picture
