@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -283,6 +284,18 @@ def test_baselines_stay_within_the_budget():
         assert near.tasks[0] == first
         hardest = proxy_hardest(evaluator, SMALL)
         assert json.dumps(hardest.tasks) and hardest.builder == "proxy hardest"
+
+
+def test_the_documented_learner_runs():
+    page = (Path(__file__).parents[2] / "docs" / "cldyb.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class NearestMean" in block]
+    assert len(code.splitlines()) < 100
+    names = {"torch": torch}
+    exec(code, names)
+    with Evaluator(pool(), [names["NearestMean"](), LDA()], seed=1) as evaluator:
+        found = search_sequence(evaluator, SMALL)
+    nearest, discriminant = (np.mean([row[-1] for row in found.accuracies[name]]) for name in ("nearest", "lda"))
+    assert nearest == pytest.approx(discriminant, abs=0.2) and nearest > 0.3
 
 
 def test_aliases_never_meet_in_a_sequence():

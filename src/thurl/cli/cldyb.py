@@ -293,7 +293,9 @@ def _loaded(
     assert encoder is not None
     from thurl.continual.encoders import load_mlp_encoder
     from thurl.continual.encoding import flat_input
+    from thurl.training.progress import quiet_libraries
 
+    quiet_libraries()
     model = load_mlp_encoder(encoder)
     learners = learners_of(options, model)
     manifest = read_pool(pool, allow_outside=allow_outside)

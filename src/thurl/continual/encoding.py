@@ -57,7 +57,7 @@ def fingerprint(encoder: nn.Module) -> str:
     """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change."""
     digest = hashlib.sha256(type(encoder).__name__.encode())
     config = getattr(encoder, "config", None)
-    if hasattr(config, "to_diff_dict"):
+    if config is not None and hasattr(config, "to_diff_dict"):
         kept = {key: value for key, value in config.to_diff_dict().items() if key not in _UNSTABLE}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from thurl.messages import nearest
 
 __all__ = ["LEARNERS", "learners_of", "make_learner", "parse_learner"]
 
-LEARNERS: dict[str, Callable[..., Any]] = {
+LEARNERS: dict[str, type[Any]] = {
     kind.name: kind for kind in (SimpleCIL, RanPAC, LDA, Finetune, ExperienceReplay, SLCALike)
 }
 """Name to class. Those that train an encoder take it as their first argument."""
@@ -54,7 +54,7 @@ def make_learner(options: dict[str, Any], encoder: nn.Module | None = None) -> L
     options = {key: value for key, value in options.items() if key != "encoder"}
     _check(options)
     kind = LEARNERS[options.pop("name")]
-    if getattr(kind, "frozen_encoder", False):
+    if kind.frozen_encoder:
         return kind(**options)
     if encoder is None:
         raise UsageError(f"learner {kind.name!r} trains the encoder itself; give --encoder, not features alone")
@@ -83,7 +83,7 @@ def _check(options: dict[str, Any]) -> None:
     if name not in LEARNERS:
         raise UsageError(f"learner {name!r}: choose from {', '.join(sorted(LEARNERS))}{nearest(name, LEARNERS)}")
     valid: dict[str, Any] = {}
-    for kind in reversed(LEARNERS[name].__mro__):  # type: ignore[attr-defined]
+    for kind in reversed(LEARNERS[name].__mro__):
         if "__init__" in vars(kind) and kind is not object:
             valid |= inspect.signature(kind).parameters
     valid = {key: value for key, value in valid.items() if key not in ("encoder", "settings")}

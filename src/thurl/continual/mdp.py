@@ -170,7 +170,7 @@ def joint_reward(rows: Sequence[Rows], settings: RewardSettings) -> float:
     values = np.sort([_reward(matrix, settings) for matrix in rows])
     if settings.aggregate == "cvar":
         return float(values[: max(1, round(settings.cvar_share * len(values)))].mean())
-    return float({"mean": np.mean, "min": np.min, "max": np.max}[settings.aggregate](values))
+    return float({"mean": values.mean(), "min": values[0], "max": values[-1]}[settings.aggregate])
 
 
 def _reward(rows: Rows, settings: RewardSettings) -> float:

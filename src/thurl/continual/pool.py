@@ -283,7 +283,8 @@ def _rank(seed: int, sample: Sample) -> bytes:
 
 def _distinct(ranked: Sequence[Sample]) -> list[Sample]:
     """Without copies, and without pictures that look like one before them."""
-    kept, digests = [], set()
+    kept: list[Sample] = []
+    digests: set[str] = set()
     hashes = np.zeros((len(ranked), 4), dtype=np.uint64)
     for sample in ranked:
         if sample.sha256 in digests:

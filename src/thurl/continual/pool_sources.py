@@ -115,8 +115,10 @@ def array_samples(
     """
     file = Path(path)
     images, labels, names = read_arrays(file)
-    bad = [] if images.dtype.kind in "biu" else np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
-    raise_problems([f"{path} row {row}: NaN or infinite values" for row in bad], "arrays that cannot be used")
+    whole = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    raise_problems(
+        [f"{path} row {row}: NaN or infinite values" for row in np.flatnonzero(~whole)], "arrays that cannot be used"
+    )
     relative = Path(os.path.relpath(file, Path(root) if root is not None else file.parent)).as_posix()
     samples = []
     for row, label in enumerate(labels):
@@ -137,6 +139,8 @@ def read_arrays(path: Path) -> tuple[np.ndarray[Any, Any], list[int], list[str]]
             names = [str(name) for name in file["class_names"]] if "class_names" in file.files else None
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not an .npz file with `images` and `labels`: {error}") from error
+    if images.ndim < 2 or images.dtype.kind not in "biuf":
+        raise DataError(f"{path}: images are {images.dtype} {images.shape}; there must be numbers [N, ...]")
     if labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "iu" or not len(labels):
         raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; there must be a whole number per picture")
     if labels.min() < 0 or (names is not None and labels.max() >= len(names)):

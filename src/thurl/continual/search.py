@@ -157,10 +157,10 @@ def with_targets(evaluator: Evaluator, settings: SearchSettings) -> SearchSettin
         sequences.append(tasks)
     evaluator.evaluate(sequences)
     learners = range(len(evaluator.learners))
-    found = np.array(
+    reached = np.array(
         [np.mean([average_accuracy(evaluator.accuracies(tasks, m)) for m in learners], axis=0) for tasks in sequences]
     )
-    targets = tuple(float(value) for value in np.quantile(found, settings.target_quantile, axis=0))
+    targets = tuple(float(value) for value in np.quantile(reached, settings.target_quantile, axis=0))
     return replace(settings, candidates="mixed", reward=replace(settings.reward, targets=targets))
 
 

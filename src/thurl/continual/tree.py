@@ -71,7 +71,7 @@ class Tree:
         tried = [path for path in self.visits if len(path) == 1 and self.visits[path]]
         if not tried:
             raise UsageError("no child of the root was visited; there is nothing to commit to")
-        keys = {path: (self.visits[path], self.value(path)) for path in tried}
+        keys: dict[Path, tuple[float, float]] = {path: (self.visits[path], self.value(path)) for path in tried}
         if by == "value":
             keys = {path: (value, visits) for path, (visits, value) in keys.items()}
         return min(tried, key=lambda path: (-keys[path][0], -keys[path][1], path))[0]
