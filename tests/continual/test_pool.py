@@ -242,6 +242,10 @@ def test_features_are_computed_once_and_keyed_by_encoder_and_picture(folder, enc
     assert fingerprint(other) != fingerprint(encoder)
     assert not torch.equal(encode(other, digests, inputs, folder=tmp_path / "features"), data.features)
     assert len(asked) == len(digests)
+    turned = encode(encoder, digests, lambda rows: data.inputs[rows].flip(1), folder=tmp_path / "features",
+                    preprocessing="turned")  # fmt: skip
+    assert not torch.equal(turned, data.features)
+    assert torch.equal(encode(encoder, digests, inputs, folder=tmp_path / "features"), data.features)
     file = tmp_path / "features" / f"{fingerprint(encoder)}.safetensors"
     assert torch.equal(class_data_from_features(pool, file).features, data.features)
     with pytest.raises(UsageError, match="made with encoder"):

@@ -171,7 +171,11 @@ def search(
             f"{most * trial.seconds / trial.trainings:.3g} s in one process",
             err=True,
         )
-        settings = with_targets(evaluator, settings)
+        with evaluator.counted() as references:
+            settings = with_targets(evaluator, settings)
+        if quantile is not None:
+            aims = ", ".join(f"{value:.3f}" for value in settings.reward.targets)
+            typer.echo(f"AA to come close to: {aims} ({references.trainings} trainings of references)", err=True)
         found = search_sequence(evaluator, settings, tell=lambda line: typer.echo(line, err=True))
         typer.echo(
             f"{found.cost.trainings} trainings ({found.cost.trained} new), {found.cost.seconds:.1f} s of training, "

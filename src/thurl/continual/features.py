@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from thurl.continual.tensor_files import read_tensors, write_tensors
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["encode", "read_features"]
+__all__ = ["encode", "features_key", "read_features"]
 
 
 def encode(
@@ -23,6 +24,7 @@ def encode(
     inputs: Callable[[Sequence[int]], torch.Tensor],
     *,
     folder: Path | None = None,
+    preprocessing: str = "",
     batch_size: int = 64,
     advance: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
@@ -33,13 +35,14 @@ def encode(
         digests: SHA-256 of each picture.
         inputs: the encoder's inputs [B, ...] for picture numbers; asked only for pictures without kept features.
         folder: features are read from and kept in `folder`/<fingerprint>.safetensors.
+        preprocessing: a name for what `inputs` does, where one encoder is used with several; each has its own file.
         batch_size: pictures at a time.
         advance: told the number of pictures done.
 
     Raises:
         DataError: a feature is NaN or infinite.
     """
-    encoder_hash = fingerprint(encoder)
+    encoder_hash = features_key(encoder, preprocessing)
     path = None if folder is None else folder / f"{encoder_hash}.safetensors"
     kept = read_features(path, encoder_hash) if path is not None and path.exists() else {}
     lacking = list({digest: row for row, digest in reversed(list(enumerate(digests))) if digest not in kept}.values())
@@ -66,6 +69,12 @@ def encode(
             {"encoder": encoder_hash, "pictures": json.dumps(names)},
         )
     return torch.stack([kept[digest] for digest in digests])
+
+
+def features_key(encoder: nn.Module, preprocessing: str = "") -> str:
+    """Name of the file of an encoder's features: its fingerprint, with the preprocessing where it has a name."""
+    own = fingerprint(encoder)
+    return hashlib.sha256(f"{own}\0{preprocessing}".encode()).hexdigest() if preprocessing else own
 
 
 def read_features(path: Path, encoder: str | None = None) -> dict[str, torch.Tensor]:

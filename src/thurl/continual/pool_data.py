@@ -12,8 +12,7 @@ from PIL import Image
 from torch import nn
 
 from thurl.continual.class_data import ClassData
-from thurl.continual.encoding import fingerprint
-from thurl.continual.features import encode, read_features
+from thurl.continual.features import encode, features_key, read_features
 from thurl.continual.pool import ClassPool, raise_problems
 from thurl.continual.pool_sources import read_picture
 from thurl.errors import DataError
@@ -32,6 +31,7 @@ def class_data(
     *,
     keep_inputs: bool = True,
     cache: Path | None = None,
+    preprocessing: str = "",
     batch_size: int = 64,
     advance: Callable[[int], None] | None = None,
 ) -> ClassData:
@@ -40,7 +40,8 @@ def class_data(
     Args:
         preprocess: a picture as the encoder reads it.
         keep_inputs: hold all inputs in memory; False reads only pictures whose features are not in the cache.
-        cache: folder of kept features, see `thurl.continual.features.encode`.
+        cache, preprocessing: folder of kept features, and a name for `preprocess`, see
+            `thurl.continual.features.encode`.
         batch_size: pictures encoded at a time.
         advance: told the number of pictures encoded.
 
@@ -54,8 +55,10 @@ def class_data(
         return inputs[list(rows)] if inputs is not None else _read(pool, rows, preprocess)
 
     digests = [item.sha256 for item in pool.images]
-    features = encode(encoder, digests, read, folder=cache, batch_size=batch_size, advance=advance)
-    return _bundle(pool, features, inputs, fingerprint(encoder))
+    features = encode(
+        encoder, digests, read, folder=cache, preprocessing=preprocessing, batch_size=batch_size, advance=advance
+    )
+    return _bundle(pool, features, inputs, features_key(encoder, preprocessing))
 
 
 def class_data_from_features(pool: ClassPool, path: Path, *, encoder: str | None = None) -> ClassData:
