@@ -184,6 +184,22 @@ class Failing(SimpleCIL):
         return super().logits(state, data, rows) * float("nan")
 
 
+def test_undefined_features_never_choose_a_task():
+    class Blind(Finetune):
+        name = "blind"
+
+        def features(self, state, data, rows):
+            features = super().features(state, data, rows)
+            return features * float("nan") if len(state["classes"]) else features
+
+        def logits(self, state, data, rows):
+            return torch.zeros(len(rows), len(state["classes"]))
+
+    with Evaluator(pool(), [Blind(encoder(), epochs=1)], seed=1) as evaluator:
+        with pytest.raises(LearnerError, match="blind gave features .* after 2 classes"):
+            search_sequence(evaluator, SMALL)
+
+
 @pytest.mark.parametrize(
     "fault, message, workers", [("raises", "RuntimeError .*broken head", 1), ("nan", "NaN or infinite", 2)]
 )

@@ -61,6 +61,7 @@ def test_another_pool_is_refused(document):
         ({"tasks": []}, "at least one task"),
         ({"tasks": [["a"], [5]]}, "must be texts"),
         ({"tasks": [["a", "b"], ["b"]]}, "class b is in several tasks"),
+        ({"found": {}}, "record lacks `rewards`"),
         ({"pool_hash": 5, "seed": "x"}, "`pool_hash` must be a str(.|\n)*`seed` must be a int"),
     ],
 )

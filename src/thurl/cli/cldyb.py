@@ -133,7 +133,7 @@ def search(
 ) -> None:
     """Find a sequence that is hard for all learners given, on average (one learner: for that one)."""
     check_new("--output", output, overwrite)
-    names = learner or ["simplecil", "ranpac"]
+    names = learner or ["simplecil", "ranpac:width=2000"]
     from thurl.continual.baselines import build_baselines
     from thurl.continual.candidates import Candidates
     from thurl.continual.contamination import knn_accuracy
@@ -186,7 +186,6 @@ def search(
         document = sequence_document(evaluator, settings, found, others)
     known = knn_accuracy(data)
     document["contamination"] = {uid: known[uid] for task in document["tasks"] for uid in task}
-    document["learner_options"] = names
     write_sequence(output, document)
     if as_json:
         echo_json({"output": str(output), "tasks": document["tasks"], "metrics": document["found"]["metrics"],
@@ -275,7 +274,11 @@ def report(
         except (OSError, ValueError) as error:
             raise DataError(f"{replayed}: not a file of `thurl cldyb replay`: {error}") from error
         known = isinstance(again, dict) and again.get("pool_hash") == document["pool_hash"]
-        if not known or not isinstance(again.get("learners"), dict):
+        learners = again.get("learners") if known else None
+        whole = isinstance(learners, dict) and all(
+            {"runs", "mean", "std"} <= set(entry) for entry in learners.values()
+        )
+        if not whole:
             raise DataError(f"{replayed}: not a replay of a sequence in this pool; replay {sequence} again")
     write_report(output, document, again)
     typer.echo(f"written to {output}")

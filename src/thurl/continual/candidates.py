@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.clustering import cluster_labels, pick_members, task_embeddings
-from thurl.continual.evaluator import Evaluator, Tasks
+from thurl.continual.evaluator import Evaluator, Tasks, one_thread
+from thurl.continual.learner import current_features
 from thurl.continual.mdp import SearchSettings
 from thurl.continual.metrics import average_forgetting, average_learning_accuracy
 from thurl.continual.ridge import class_means, cosine_logits
@@ -33,8 +34,9 @@ class ClosedFormProxy:
     def __init__(self, data: ClassData, split: str = "val") -> None:
         everything = range(len(data.classes))
         train, rows = data.rows(everything, "train"), data.rows(everything, split)
-        means = class_means(data.frozen(train), data.labels[train], torch.arange(len(data.classes)))
-        self._logits = cosine_logits(data.frozen(rows), means).numpy()
+        with one_thread():
+            means = class_means(data.frozen(train), data.labels[train], torch.arange(len(data.classes)))
+            self._logits = cosine_logits(data.frozen(rows), means).numpy()
         labels = data.labels[rows].numpy()
         self._rows = [np.flatnonzero(labels == index) for index in everything]
 
@@ -153,7 +155,9 @@ class Candidates:
             if learner.frozen_encoder and frozen and self.settings.dedupe_frozen:
                 continue
             frozen = frozen or learner.frozen_encoder
-            features = learner.features(evaluator.state(tasks, index), data, rows)
+            state = evaluator.state(tasks, index)
+            with one_thread():
+                features = current_features(learner, state, data, rows)
             matrix = np.zeros((len(data.classes), features.shape[1]))
             if free:
                 matrix[list(free)] = class_means(features, data.labels[rows], wanted).numpy()

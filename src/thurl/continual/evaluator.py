@@ -28,7 +28,7 @@ from thurl.continual.prefix_store import Outcome, PrefixStore, prefix_key
 from thurl.errors import UsageError
 
 
-__all__ = ["Cost", "Evaluator", "Tasks"]
+__all__ = ["Cost", "Evaluator", "Tasks", "one_thread"]
 
 Tasks = tuple[tuple[int, ...], ...]
 """A sequence: numbers of the classes of each task."""
@@ -216,7 +216,7 @@ def _outcome(context: _Context, index: int, tasks: Tasks) -> tuple[Outcome, int]
         return found, 0
     before, trained = _outcome(context, index, tasks[:-1])
     began = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         state = learn_task(learner, before.state, data.task(tasks[-1]), seed + len(tasks) - 1)
         accuracies = task_accuracies(learner, state, data, tasks, context.split)
     outcome = Outcome(state, tuple(accuracies), time.perf_counter() - began)
@@ -226,7 +226,7 @@ def _outcome(context: _Context, index: int, tasks: Tasks) -> tuple[Outcome, int]
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums on several threads may differ in the last bit from those on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

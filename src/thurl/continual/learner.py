@@ -18,7 +18,16 @@ from thurl.continual.class_data import ClassData, TaskData
 from thurl.errors import ThurlError
 
 
-__all__ = ["Learner", "LearnerError", "State", "learn_task", "start", "state_hash", "task_accuracies"]
+__all__ = [
+    "Learner",
+    "LearnerError",
+    "State",
+    "current_features",
+    "learn_task",
+    "start",
+    "state_hash",
+    "task_accuracies",
+]
 
 State = Mapping[str, torch.Tensor]
 """Named tensors on the CPU, all that is needed to go on. `classes`, int64 [n_seen], is always there: the classes
@@ -129,6 +138,28 @@ def task_accuracies(
     hits = state["classes"].numpy()[scores.argmax(axis=1)] == data.labels[rows].numpy()
     ends = np.cumsum([len(part) for part in parts])
     return [float(part.mean()) for part in np.split(hits, ends[:-1])]
+
+
+def current_features(learner: Learner, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
+    """`learner.features`, checked, float [B, D].
+
+    Raises:
+        LearnerError: the learner raised, or a feature is undefined.
+    """
+    where = f"encoding {len(rows)} samples after {len(state['classes'])} classes"
+    try:
+        with torch.no_grad():
+            features = learner.features(state, data, rows)
+    except ThurlError:
+        raise
+    except Exception as error:
+        raise LearnerError(f"learner {learner.name} raised {type(error).__name__} {where}: {error}") from error
+    if features.ndim != 2 or len(features) != len(rows) or not bool(features.isfinite().all()):
+        raise LearnerError(
+            f"learner {learner.name} gave features of shape {tuple(features.shape)} or NaN {where}; there must be "
+            f"finite ones, [{len(rows)}, D]"
+        )
+    return features
 
 
 def state_hash(state: State) -> str:

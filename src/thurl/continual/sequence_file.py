@@ -39,6 +39,9 @@ _KEYS = {
 }
 
 
+_RECORD = ("tasks", "rewards", "accuracies", "metrics", "trainings", "training_seconds", "wall_seconds")
+
+
 def sequence_document(
     evaluator: Evaluator, settings: SearchSettings, found: Built, baselines: Sequence[Built] = ()
 ) -> dict[str, Any]:
@@ -104,6 +107,9 @@ def read_sequence(path: str | os.PathLike[str]) -> dict[str, Any]:
     ]
     if not problems:
         problems = _task_problems(document["tasks"])
+        for record in (document["found"], *document["baselines"]):
+            lacking = [key for key in _RECORD if not isinstance(record, dict) or key not in record]
+            problems += [f"a builder's record lacks `{key}`" for key in lacking]
     if problems:
         raise DataError("\n".join(f"{path}: {problem}" for problem in problems))
     return document
