@@ -19,7 +19,7 @@ from thurl.data.records import RatedImage, RowProblems
 from thurl.errors import DataError, MissingRequirementError, UsageError
 
 
-__all__ = ["read_hub", "read_hub_image"]
+__all__ = ["hub_reference", "hub_table", "read_hub", "read_hub_image"]
 
 
 def read_hub(
@@ -50,8 +50,7 @@ def read_hub(
         DataError: a column is missing or the image column holds neither pictures nor paths.
     """
     renamed = column_names(columns)
-    key = json.dumps({"path": str(path), "split": split, "name": name, "revision": revision}, sort_keys=True)
-    table = _table(key)
+    key, table = hub_table(str(path), split=split, name=name, revision=revision)
     explicit = [renamed[field] for field in FIELDS[2:] if field in (columns or {})]
     found = table.column_names
     at = find_columns(path, found, [renamed["image"], renamed["mos"], *explicit], list(renamed.values()))
@@ -76,7 +75,7 @@ def read_hub(
         return rows.records
     from dataclasses import replace
 
-    return [replace(item, image=HUB_PREFIX + json.dumps([key, used["image"], item.row - 1])) for item in rows.records]
+    return [replace(item, image=hub_reference(key, used["image"], item.row - 1)) for item in rows.records]
 
 
 def read_hub_image(reference: str) -> tuple[str, bytes]:
@@ -103,6 +102,23 @@ def read_hub_image(reference: str) -> tuple[str, bytes]:
         return label, Path(cell["path"]).read_bytes()
     except OSError as error:
         raise ImageError(f"{label}: {cell['path']} cannot be read: {error.strerror}") from None
+
+
+def hub_table(
+    path: str, *, split: str = "train", name: str | None = None, revision: str | None = None
+) -> tuple[str, Any]:
+    """A data set and the key that `hub_reference` takes; arguments as in `read_hub`.
+
+    Raises:
+        MissingRequirementError: `datasets` is missing, or the data set cannot be reached.
+    """
+    key = json.dumps({"path": str(path), "split": split, "name": name, "revision": revision}, sort_keys=True)
+    return key, _table(key)
+
+
+def hub_reference(key: str, column: str, row: int) -> str:
+    """What `thurl.data.images.open_image` opens picture `row`, from 0, of `column` by."""
+    return HUB_PREFIX + json.dumps([key, column, row])
 
 
 @functools.lru_cache(maxsize=8)

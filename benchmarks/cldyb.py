@@ -1,0 +1,275 @@
+"""CLDyB on digits in seven domains with an encoder that saw one of them: the bars P1 to P6.
+
+    python benchmarks/cldyb.py --seeds 101 102 103
+
+Pool: the 8 x 8 digits of scikit-learn as they are, turned by 90 degrees, inverted, with noise, blurred, with a fixed
+permutation of pixels, inverted with more noise: 70 classes, which are all different things here. 60 pictures of each
+are for training, 50 give the search its reward, 55 are for the numbers below. Encoder: 64-96-32, trained on the digits
+as they are and on nothing else, as a pre-trained model has seen some of a benchmark. Learners of the search:
+SimpleCIL, RanPAC, SLCA-like without alignment, experience replay; held out: a linear discriminant and sequential
+fine-tuning. Five tasks of five classes. Everything is drawn again with each seed. Every sequence is trained again and
+judged on pictures no search has seen: the eight random ones with one fresh seed each, the others with three.
+
+Bars, from before the runs (means over the seeds; AA after the last task, mean over the learners of the search):
+
+- P1: random sequences minus the search at least 0.15, and 0.10 on every seed.
+- P2: best of N random sequences with as many trainings minus the search at least 0.10.
+- P3: held-out learners: random sequences minus the search at least 0.06.
+- P4: the search at most the best of N over candidate sequences minus 0.02, and at most a myopic choice with as many
+  trainings plus 0.02.
+- P5: the search for the easiest sequence at least the random mean plus 0.03.
+- P6: one search per learner: on each learner's own sequence its AA is within 0.04 of the lowest it has on the four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
+from thurl.continual.class_data import ClassData
+from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
+from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, pretrain
+from thurl.continual.encoding import flat_input
+from thurl.continual.evaluator import Evaluator, Tasks
+from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
+from thurl.continual.mdp import RewardSettings, SearchSettings
+from thurl.continual.metrics import continual_metrics
+from thurl.continual.pool import make_pool
+from thurl.continual.pool_data import class_data
+from thurl.continual.pool_sources import array_samples
+from thurl.continual.prefix_store import PrefixStore
+from thurl.continual.search import search_sequence
+from thurl.training.results import write_results
+
+
+SIZES = (60, 50, 55)
+SEARCH = SearchSettings(
+    tasks=5, classes_per_task=5, starts=30, clusters=4, simulations=20, depth=3, exploration=0.03, pick="hardest",
+    responses=False,
+)  # fmt: skip
+UNIFORM = replace(SEARCH, starts=20, pick="uniform")
+MYOPIC = replace(SEARCH, starts=24)
+EASIEST = replace(UNIFORM, simulations=16, depth=2, exploration=0.05, candidates="random",
+                  reward=RewardSettings(easiest=True))  # fmt: skip
+INDIVIDUAL = replace(UNIFORM, starts=24, clusters=8, simulations=20, depth=2)
+BARS = {
+    "p1": 0.15, "p1_each": 0.10, "p2": 0.10, "p3": 0.06, "p4_candidates": 0.02, "p4_myopic": -0.02, "p5": 0.03,
+    "p6": -0.04,
+}  # fmt: skip
+"""What each margin of `margins` must reach."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--report-seeds", type=int, default=3, help="fresh seeds per sequence")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("results/cldyb.json"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    runs = []
+    for seed in options.seeds:
+        runs.append(run(seed, SEARCH, options.report_seeds, options.workers))
+        sys.stdout.write(f"seed {seed}: {runs[-1]['margins']}\n")
+        sys.stdout.flush()
+        write_results(options.out, recipe="benchmarks/cldyb.py", runs=runs, bars=BARS, failures=failures(runs))
+    sys.stdout.write(f"{', '.join(failures(runs)) or 'passed'}\n")
+    return int(bool(failures(runs)))
+
+
+def run(seed: int, search: SearchSettings, report_seeds: int, workers: int = 1) -> dict[str, Any]:
+    """One record: every builder's sequence trained again and judged."""
+    data, encoder, fit = digits(seed)
+    learners = [
+        SimpleCIL(),
+        RanPAC(width=200, ridge=10.0),
+        SLCALike(encoder, learning_rate=0.02, encoder_rate=0.002, alignment=0),
+        ExperienceReplay(encoder),
+    ]
+    held_out = [LDA(), Finetune(encoder)]
+    with tempfile.TemporaryDirectory() as place:
+        store = PrefixStore(Path(place))
+        began = time.perf_counter()
+        with Evaluator(data, learners, seed=seed, store=store, workers=workers) as evaluator:
+            joint = search_sequence(evaluator, replace(search, seed=seed))
+            wall = time.perf_counter() - began
+            budget = joint.cost.trainings
+            again = time.perf_counter()
+            with Evaluator(data, learners, seed=seed, store=store) as second:
+                repeated = search_sequence(second, replace(search, seed=seed))
+            from_store = time.perf_counter() - again
+            assert repeated.tasks == joint.tasks
+            found = {
+                "search": [joint],
+                "random": random_sequences(evaluator, replace(search, seed=seed)),
+                "best of random": [best_of_random(evaluator, replace(search, seed=seed), budget)],
+                "best of candidates": [best_of_candidates(evaluator, replace(UNIFORM, seed=seed), budget)],
+                "myopic": [myopic(evaluator, replace(MYOPIC, seed=seed), budget)],
+                "proxy hardest": [proxy_hardest(evaluator, replace(search, seed=seed))],
+                "easiest": [search_sequence(evaluator, replace(EASIEST, seed=seed))],
+            }
+        tell(seed, f"{budget} trainings in {wall:.0f} s, all builders done")
+        own = {}
+        for learner in learners:
+            with Evaluator(data, [learner], seed=seed, store=store, workers=workers) as evaluator:
+                own[learner.name] = search_sequence(evaluator, replace(INDIVIDUAL, seed=seed)).tasks
+        fresh = [1_000_000 + 10 * seed + number for number in range(report_seeds)]
+        judge = Judge(data, [*learners, *held_out], fresh, store, workers)
+        builders = {
+            name.replace(" ", "_"): {
+                **judge.means([item.tasks for item in sequences], len(learners), 1 if name == "random" else None),
+                "trainings": float(np.mean([item.cost.trainings for item in sequences])),
+            }
+            for name, sequences in found.items()
+        }
+        tell(seed, f"judged: {builders}")
+        transfer = {name: judge.by_learner(tasks, len(learners)) for name, tasks in own.items()}
+        judge.close()
+    record = {
+        "seed": seed,
+        "encoder_fit": fit,
+        "builders": builders,
+        "transfer": transfer,
+        "search_cost": {
+            "trainings": budget,
+            "training_seconds": joint.cost.seconds,
+            "wall_seconds": wall,
+            "seconds_per_training": wall / budget,
+            "wall_seconds_from_store": from_store,
+        },
+        "tasks": [[data.classes[index] for index in task] for task in joint.tasks],
+    }
+    record["margins"] = margins(builders, transfer)
+    return record
+
+
+def tell(seed: int, line: str) -> None:
+    """Says how far a run is."""
+    sys.stdout.write(f"seed {seed}: {line}\n")
+    sys.stdout.flush()
+
+
+class Judge:
+    """Trains sequences again with fresh seeds and reads them on the test split."""
+
+    def __init__(
+        self, data: ClassData, learners: Sequence[Any], seeds: Sequence[int], store: PrefixStore, workers: int
+    ):
+        self.names = [learner.name for learner in learners]
+        self.evaluators = [
+            Evaluator(data, learners, seed=seed, split="test", store=store, workers=workers) for seed in seeds
+        ]
+
+    def close(self) -> None:
+        for evaluator in self.evaluators:
+            evaluator.close()
+
+    def means(self, sequences: Sequence[Tasks], searched: int, seeds: int | None = None) -> dict[str, float]:
+        """Metrics over seeds, sequences and the learners of the search, and AA of the learners held out."""
+        found: dict[str, list[float]] = {}
+        for evaluator in self.evaluators[:seeds]:
+            evaluator.evaluate(sequences)
+            for tasks in sequences:
+                for index in range(len(self.names)):
+                    values = continual_metrics(evaluator.accuracies(tasks, index))
+                    wanted = ("aa", "aaa", "ala", "afm", "ar") if index < searched else ("aa",)
+                    for name in wanted:
+                        found.setdefault(name if index < searched else "held_out_aa", []).append(values[name])
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def by_learner(self, tasks: Tasks, searched: int) -> dict[str, float]:
+        """AA after the last task of each learner of the search."""
+        return {
+            name: float(np.mean([continual_metrics(item.accuracies(tasks, index))["aa"] for item in self.evaluators]))
+            for index, name in enumerate(self.names[:searched])
+        }
+
+
+def margins(
+    builders: Mapping[str, Mapping[str, float]], transfer: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """What the bars are about; larger is better."""
+    aa = {name: values["aa"] for name, values in builders.items()}
+    lowest = {name: min(row[name] for row in transfer.values()) for name in transfer}
+    return {
+        "p1": aa["random"] - aa["search"],
+        "p2": aa["best_of_random"] - aa["search"],
+        "p3": builders["random"]["held_out_aa"] - builders["search"]["held_out_aa"],
+        "p4_candidates": aa["best_of_candidates"] - aa["search"],
+        "p4_myopic": aa["myopic"] - aa["search"],
+        "p5": aa["easiest"] - aa["random"],
+        "p6": -max(transfer[name][name] - lowest[name] for name in transfer),
+    }
+
+
+def failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Bars that are missed; P6 holds for every learner of the mean matrix."""
+    missed = []
+    for name, bar in BARS.items():
+        if name == "p1_each":
+            value = min(run["margins"]["p1"] for run in runs)
+        elif name == "p6":
+            names = list(runs[0]["transfer"])
+            mean = {a: {b: float(np.mean([run["transfer"][a][b] for run in runs])) for b in names} for a in names}
+            value = -max(mean[b][b] - min(mean[a][b] for a in names) for b in names)
+        else:
+            value = float(np.mean([run["margins"][name] for run in runs]))
+        if not value >= bar:
+            missed.append(f"{name}: {value:.3f} is below {bar}")
+    return missed
+
+
+def digits(seed: int) -> tuple[ClassData, MLPEncoder, float]:
+    """The pool, the encoder, and how well that fits what it was trained on."""
+    bundle = load_digits()
+    plain = (bundle.images / 16).astype(np.float32)
+    generator = np.random.default_rng(seed)
+    turn = generator.permutation(64)
+
+    def noise(pictures: np.ndarray[Any, Any], deviation: float) -> np.ndarray[Any, Any]:
+        return np.clip(pictures + deviation * generator.normal(size=pictures.shape), 0, 1)
+
+    around = np.pad(plain, ((0, 0), (1, 1), (1, 1)))
+    domains = {
+        "orig": plain,
+        "rot90": np.rot90(plain, axes=(1, 2)),
+        "inverted": 1 - plain,
+        "noise": noise(plain, 0.35),
+        "blur": sum(around[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9,
+        "permuted": plain.reshape(-1, 64)[:, turn].reshape(-1, 8, 8),
+        "inverted_noise": noise(1 - plain, 0.5),
+    }
+    torch.manual_seed(seed)
+    encoder = MLPEncoder(MLPEncoderConfig(side=8, hidden_sizes=[96, 32]))
+    with tempfile.TemporaryDirectory() as place:
+        samples = []
+        for name, pictures in domains.items():
+            file = Path(place) / f"{name}.npz"
+            np.savez(file, images=np.ascontiguousarray(pictures, dtype=np.float32), labels=bundle.target)
+            samples += array_samples(file)
+        pool = make_pool(samples, Path(place), sizes=SIZES, seed=seed, share_names=False)
+
+        def read(picture: Any) -> torch.Tensor:
+            return flat_input(picture, 8)
+
+        blank = class_data(pool, encoder, read)
+        known = [index for index, uid in enumerate(blank.classes) if uid.startswith("orig/")]
+        rows = blank.rows(known, "train")
+        labels = torch.tensor([known.index(int(label)) for label in blank.labels[rows]])
+        fit = pretrain(encoder, blank.inputs[rows], labels, seed=seed)
+        return class_data(pool, encoder, read), encoder, fit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What an encoder has to give, a fingerprint of its weights, and pictures as short vectors. Light: a process that only
+trains learners needs no more than torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from thurl.errors import DataError, UsageError
+
+
+__all__ = ["fingerprint", "flat_input", "pooled"]
+
+
+def pooled(encoder: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Features [B, D] of an encoder that returns them, or a transformers output with `pooler_output`.
+
+    Raises:
+        UsageError: the encoder has no pooled output.
+    """
+    output = encoder(inputs)
+    if isinstance(output, torch.Tensor):
+        return output
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        raise UsageError(
+            f"{type(encoder).__name__} gives no pooled output; wrap it so that it returns [B, D] features"
+        )
+    return features
+
+
+def flat_input(picture: Image.Image | np.ndarray[Any, Any], side: int) -> torch.Tensor:
+    """A picture as `MLPEncoder` reads it, float32 [side * side] in [0, 1].
+
+    A PIL picture or an 8-bit array is scaled (grey, box filter); a float array must have side * side values already.
+
+    Raises:
+        DataError: a float array of another size, or with NaN or infinite values.
+    """
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        picture = Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        small = picture.convert("L").resize((side, side), Image.Resampling.BOX)
+        return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255)
+    if picture.size != side * side or not np.isfinite(picture).all():
+        raise DataError(f"an array of {picture.shape} is no picture of {side}x{side} finite values")
+    return torch.from_numpy(picture.astype(np.float32).reshape(-1))
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change."""
+    digest = hashlib.sha256(type(encoder).__name__.encode())
+    config = getattr(encoder, "config", None)
+    if config is not None and hasattr(config, "to_diff_dict"):
+        kept = {key: value for key, value in config.to_diff_dict().items() if key not in _UNSTABLE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# Written by save_pretrained, without effect on a feature.
+_UNSTABLE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")

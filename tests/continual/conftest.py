@@ -1,0 +1,37 @@
+"""A pool of blobs small enough for exact learners, and where the golden files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thurl.continual.class_data import ClassData
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return Path(__file__).resolve().parents[1] / "golden"
+
+
+def blobs(classes=8, dimension=6, spread=0.9, seed=0, per_split=(8, 5, 6), **more):
+    """Normal clouds around random centres: features and inputs are the same numbers."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(classes, dimension))
+    labels, splits, rows = [], [], []
+    for label in range(classes):
+        for split, count in zip(("train", "val", "test"), per_split, strict=True):
+            labels += [label] * count
+            splits += [split] * count
+            rows.append(centres[label] + spread * generator.normal(size=(count, dimension)))
+    features = torch.from_numpy(np.concatenate(rows)).float()
+    names = [f"blobs/{index:02d}" for index in range(classes)]
+    more = {"features": features, "inputs": features, "encoder": "identity", "pool_hash": f"blobs-{seed}", **more}
+    return ClassData(names, torch.tensor(labels), splits, **more)
+
+
+@pytest.fixture
+def data():
+    return blobs()
