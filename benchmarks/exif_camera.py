@@ -7,7 +7,8 @@ order are all drawn anew; nothing of it was used to choose the recipe. With `--f
 goes on where it was. The bars were written down before the first run:
 
 - `learned`: Spearman on held-out photographs above 0.95 (ISO), 0.75 (focal length), 0.6 (aperture), every seed.
-- `control`: the run on settings of other photographs within 0.25 of 0 for each of the four settings, every seed.
+- `control`: the run on settings of other photographs within 0.25 of 0 for each of the four settings, every seed. It is
+  judged after its last step; the first runs judged it at the checkpoint with the best loss on its validation part.
 - `false_alarms`: realised rate within 3 standard errors of the nominal one, every rate and seed
   (`thurl.recipe.exif_detection.BAR`; its standard error there).
 - `fakes`: AUC of the half-resolution fakes (`reborn`) above 0.62, and above that of the encoder's first weights by

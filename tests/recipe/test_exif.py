@@ -14,7 +14,7 @@ from thurl.forensics.exif import FaceDetector, Rule
 from thurl.forensics.exif.camera import write_photographs
 from thurl.forensics.exif.detector import load_detector
 from thurl.forensics.exif.encoder import ExifEncoder
-from thurl.recipe.exif_data import load_study, shuffled
+from thurl.recipe.exif_data import FaceStudy, load_study, shuffled
 from thurl.recipe.exif_detection import CALIBRATED, FITTED
 from thurl.recipe.exif_run import build_model, build_trainer, run, train, training_arguments
 from thurl.recipe.launch import run_recipe
@@ -33,7 +33,7 @@ SHORT = (
     "evaluation.generated.smooth.count=8 evaluation.generated.smooth.size=24 "
     "evaluation.generated.grid.count=8 evaluation.generated.grid.size=24 "
     "training.max_steps=4 training.eval_steps=2 training.save_steps=2 training.logging_steps=1 "
-    "training.per_device_train_batch_size=8 detector.components=2 detector.rates=[0.1]"
+    "training.per_device_train_batch_size=8 detector.components=2 detector.pca=null detector.rates=[0.1]"
 ).split()
 
 
@@ -244,6 +244,27 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     best = min(losses, key=losses.get)
     for name, tensor in load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors").items():
         assert torch.equal(trained.trainer.model.state_dict()[name].cpu(), tensor), name
+
+
+@pytest.mark.parametrize(("shuffle", "expected"), [(True, [("", False)]), (False, [("", True), ("control", False)])])
+def test_the_control_is_judged_after_its_last_step(tmp_path, monkeypatch, shuffle, expected):
+    """Its validation part cannot tell a good checkpoint from a bad one: the settings there mean nothing."""
+    seen = []
+
+    class EnoughSeen(Exception):
+        pass
+
+    def train(recipe, args, study, name=""):
+        seen.append((name, args.load_best_model_at_end))
+        if len(seen) == len(expected):
+            raise EnoughSeen
+
+    monkeypatch.setattr("thurl.recipe.exif_run.train", train)
+    monkeypatch.setattr("thurl.recipe.exif_run.load_study", lambda *_: FaceStudy({}, [], []))
+    recipe = loaded("exif_ordinal", tmp_path, f"control.shuffle_settings={not shuffle}".lower())
+    with pytest.raises(EnoughSeen):
+        run(recipe, recipe_path="r.yaml", shuffle=shuffle)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("kind", ["training", "adam", "adamw"])

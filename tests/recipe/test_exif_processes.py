@@ -19,7 +19,7 @@ OPTIONS = (
     "model.tiny.norm=group data.source.count=60 data.source.size=24 transform.size=24 evaluation=null "
     "control.shuffle_settings=false detector.rates=[0.1] detector.components=2 training.dataloader_drop_last=true "
     f"training.max_steps={STEPS} training.save_steps={STEPS} training.eval_steps={STEPS} training.logging_steps=1 "
-    "training.load_best_model_at_end=false bilevel.delayed=false "
+    "training.load_best_model_at_end=false bilevel.delayed=false detector.pca=null "
     # Adam would blow up the rounding in gradients that are 0, those of the keys' biases.
     "training.optim=sgd training.learning_rate=0.1"
 ).split()

@@ -80,13 +80,10 @@ def exif_records(recipe, seeds):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_camera_settings_are_learned():
-    """Bars in the benchmark's text, set before the first run. Those of the control and of the fakes are missed
-    (docs/exif.md) and judged by the benchmark; here the control must not reach a bar of what is learned."""
+    """Bars in the benchmark's text, set before the first run. That of the fakes is missed (docs/exif.md)."""
     benchmark, (run,) = exif_records("exif_ordinal", 1)
     met = benchmark.verdicts([run])
-    assert met["learned"] and met["false_alarms"], (met, run)
-    for task, bar in benchmark.LEARNED.items():
-        assert not (run["settings"][task]["srcc_control"] or 0) > bar, (task, run)
+    assert met["learned"] and met["false_alarms"] and met["control"], (met, run)
 
 
 @pytest.mark.slow

@@ -83,7 +83,9 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = (), shuffle
         StoppedError: SIGTERM came while it trained; the checkpoint is written.
     """
     quiet_libraries()
-    args = training_arguments(recipe)
+    # The checkpoint with the best loss on settings that mean nothing is mostly the first, which is hardly trained.
+    control_changes = {"load_best_model_at_end": False}
+    args = training_arguments(recipe, **(control_changes if shuffle else {}))
     started = time.perf_counter()
     study = load_study(recipe, Path(args.output_dir))
     if shuffle:
@@ -96,7 +98,8 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = (), shuffle
         # A checkpoint named for the run is not one of the control.
         resume = "auto" if args.resume_from_checkpoint else None
         folder = str(Path(args.output_dir) / "control")
-        control_args = training_arguments(recipe, output_dir=folder, push_to_hub=False, resume_from_checkpoint=resume)
+        changes = {"output_dir": folder, "push_to_hub": False, "resume_from_checkpoint": resume, **control_changes}
+        control_args = training_arguments(recipe, **changes)
         control = train(recipe, control_args, shuffled(study, recipe.control.seed), name="control")
     if not PartialState().is_main_process:
         return {"seed": args.seed}

@@ -253,7 +253,10 @@ class FaceEvaluationSection(Section):
 
 
 class ShuffledSettingsSection(Section):
-    """Sanity check: the same run with the camera settings of other photographs, which must not learn them."""
+    """Sanity check: the same run with the camera settings of other photographs, which must not learn them.
+
+    It is judged after its last step, not at the checkpoint that the validation part would choose.
+    """
 
     shuffle_settings: bool = False
     seed: int = 0
