@@ -261,7 +261,7 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     with pytest.raises(DataError, match="no folders in it"):
         read_classes(folder / "cats")
     Image.new("RGB", (5, 8)).save(folder / "dogs" / "odd.png")
-    with pytest.raises(DataError, match="pictures of sizes"):
+    with pytest.raises(DataError, match="pictures of several sizes"):
         read_classes(folder)
     assert read_classes(folder, size=8).images.shape == (9, 3, 8, 8)
     (folder / "dogs" / "broken.png").write_bytes(b"\x89PNG")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thurl.data.image_files import find_images
-from thurl.data.images import ImageError, open_image
+from thurl.distillation.sources.common import read_pictures
 from thurl.errors import DataError
 
 
@@ -111,22 +111,12 @@ def _read_folder(source: Path, per_class: int | None, size: int | None, channels
         raise DataError(f"{source}: no folders in it; each class needs a folder of its pictures")
     files = [find_images([folder], recursive=True) for folder in folders]
     chosen = _drawn([len(group) for group in files], [folder.name for folder in folders], per_class, seed)
-    images, labels, problems = [], [], []
-    for label, (group, kept) in enumerate(zip(files, chosen, strict=True)):
-        for index in kept:
-            try:
-                images.append(_array(open_image(group[index]), size, channels))
-                labels.append(label)
-            except ImageError as error:
-                problems.append(str(error))
-    if problems:
-        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        raise DataError("\n".join(problems[:_LISTED] + more))
-    shapes = sorted({image.shape for image in images})
-    if len(shapes) > 1:
-        shown = ", ".join(f"{width}x{height}" for _, height, width in shapes[:5])
-        raise DataError(f"{source}: pictures of sizes {shown}; give a size that all are brought to")
-    return ClassPictures(np.stack(images), np.array(labels), tuple(folder.name for folder in folders))
+    kept = [[group[index] for index in places] for group, places in zip(files, chosen, strict=True)]
+    images = read_pictures(
+        [file for group in kept for file in group], channels, None if size is None else (size, size)
+    )
+    labels = np.repeat(np.arange(len(kept)), [len(group) for group in kept])
+    return ClassPictures(images.numpy(), labels, tuple(folder.name for folder in folders))
 
 
 def _read_arrays(source: Path, per_class: int | None, size: int | None, channels: int, seed: int) -> ClassPictures:
