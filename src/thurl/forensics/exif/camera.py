@@ -121,10 +121,9 @@ def _grid(count: int, size: int, seed: int, start: int) -> np.ndarray:
 FAKES: Mapping[str, Callable[[int, int, int, int], np.ndarray]] = {"reborn": _reborn, "smooth": _smooth, "grid": _grid}
 """Kinds of fakes.
 
-`reborn` (half resolution with noise, every pixel repeated) is the one that a trained encoder should find; whether it
-does depends on the seed (docs/exif.md). `smooth` (no noise,
-enlarged) looks like an excellent low-ISO photograph: its likelihood is too high, not too low. `grid` (a checkerboard)
-is a cue that no setting explains, so training makes the encoder less sensitive to it.
+`reborn` (half resolution with noise, every pixel repeated) is the one that a trained encoder should find. `smooth` (no
+noise, enlarged) looks like an excellent low-ISO photograph: at length 1 its likelihood may be too high, not too low.
+`grid` (a checkerboard) is a cue that no setting explains, so training makes the encoder less sensitive to it.
 """
 
 
