@@ -3,7 +3,7 @@
 | folder | features |
 |---|---|
 | `MLPEncoder` | its last layer |
-| ViT, DeiT, DINOv2 of transformers | the CLS token after the final norm; no pooler, which is mostly a random one |
+| ViT, DeiT, DINOv2 of transformers | the CLS token after the final norm; a pooler is left out |
 | CLIP of transformers, or its vision tower with projection | projected, to be compared with text features |
 | CLIP vision tower without projection | the CLS token after the final norm |
 | timm, as timm saves for the Hub | what the model gives to its classifier |
