@@ -10,7 +10,13 @@ from torch import nn
 from torch.func import functional_call
 
 from thurl.continual import retention
-from thurl.continual.retention import decayed_fisher, diagonal_fisher, distillation_loss, elastic_penalty
+from thurl.continual.retention import (
+    bounded_weight,
+    decayed_fisher,
+    diagonal_fisher,
+    distillation_loss,
+    elastic_penalty,
+)
 from thurl.errors import UsageError
 
 
@@ -111,9 +117,17 @@ def test_the_running_fisher_grows_with_the_head():
 
 def test_elastic_penalty_by_hand():
     anchors = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([0.0])}
-    fisher = {"w": torch.tensor([[4.0, 0.0]]), "b": torch.tensor([2.0])}
+    held = {"w": torch.tensor([[4.0, 0.0]]), "b": torch.tensor([2.0])}
     at = {"w": torch.tensor([[1.5, 9.0], [7.0, 7.0]], requires_grad=True), "b": torch.tensor([3.0, 8.0])}
-    penalty = elastic_penalty(at, anchors, fisher)
+    penalty = elastic_penalty(at, anchors, held)
     assert float(penalty.detach()) == 0.5 * (4 * 0.25 + 2 * 9)
     penalty.backward()
-    assert at["w"].grad.tolist() == [[2.0, 0.0], [0.0, 0.0]]  # F (w - anchor); a new row is free
+    assert at["w"].grad.tolist() == [[2.0, 0.0], [0.0, 0.0]]  # weight times distance; a new row is free
+
+
+def test_the_weight_of_the_penalty_is_that_of_an_implicit_step():
+    fisher = torch.tensor([0.0, 1e-3, 1.0, 50.0], dtype=torch.float64)
+    weight = bounded_weight(fisher, 100.0, 0.02)
+    torch.testing.assert_close(1 - 0.02 * weight, 1 / (1 + 0.02 * 100 * fisher))
+    assert float(weight[1]) == pytest.approx(0.1, rel=3e-3)  # strength times Fisher, where that is small
+    assert torch.equal(bounded_weight(fisher, 100.0, 0.0), 100 * fisher)

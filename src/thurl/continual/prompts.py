@@ -86,6 +86,7 @@ class PromptedEncoder(nn.Module):
         self.chosen = chosen
         self.prompts = nn.Parameter(torch.zeros(pool, length, width))
         self.keys = nn.Parameter(torch.zeros(pool, width))
+        self._cosines: torch.Tensor | None = None
 
     def train(self, mode: bool = True) -> PromptedEncoder:
         super().train(mode)
@@ -93,8 +94,17 @@ class PromptedEncoder(nn.Module):
         return self
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Features, float [B, D]."""
-        return self.encode(inputs)[0]
+        """Features, float [B, D]. In training mode the cosines wait for `take_cosines`."""
+        features, cosines = self.encode(inputs)
+        self._cosines = cosines if self.training else None
+        return features
+
+    def take_cosines(self) -> torch.Tensor:
+        """Cosines of the last `forward` in training mode, see `encode`; once."""
+        found, self._cosines = self._cosines, None
+        if found is None:
+            raise RuntimeError("there was no forward pass in training mode since the last call")
+        return found
 
     def encode(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features, float [B, D], and the cosines of each query with its chosen keys, float [B, chosen]."""

@@ -17,7 +17,7 @@ from torch.func import grad, vmap
 from thurl.errors import UsageError
 
 
-__all__ = ["decayed_fisher", "diagonal_fisher", "distillation_loss", "elastic_penalty"]
+__all__ = ["bounded_weight", "decayed_fisher", "diagonal_fisher", "distillation_loss", "elastic_penalty"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,16 +109,25 @@ def decayed_fisher(old: Tensors, new: Tensors, decay: float) -> dict[str, torch.
     return result
 
 
-def elastic_penalty(parameters: Tensors, anchors: Tensors, fisher: Tensors) -> torch.Tensor:
-    """Half the sum over the entries of `fisher` of F (parameter - anchor)^2, a scalar; equation 3 of EWC, lambda 1.
+def bounded_weight(fisher: torch.Tensor, strength: float, rate: float) -> torch.Tensor:
+    """w = strength F / (1 + rate strength F): strength F, but where a step of gradient descent could not follow it.
+
+    A step at `rate` multiplies the distance from the anchor by 1 - rate w, which is 1 / (1 + rate strength F): what an
+    implicit step gives. With w = strength F itself, distances would grow from rate strength F = 2 on.
+    """
+    return strength * fisher / (1 + rate * strength * fisher)
+
+
+def elastic_penalty(parameters: Tensors, anchors: Tensors, weights: Tensors) -> torch.Tensor:
+    """Half the sum over the entries of `weights` of w (parameter - anchor)^2, a scalar; equation 3 of EWC.
 
     Args:
-        parameters: by name, with all names of `fisher`; rows after those of the anchor (new classes) do not count.
-        anchors: weights after the last task; no gradient flows into them.
-        fisher: from `decayed_fisher`, of the anchors' shapes, at least one.
+        parameters: by name, with all names of `weights`; rows after those of the anchor (new classes) do not count.
+        anchors: parameters after the last task; no gradient flows into them.
+        weights: lambda times the Fisher, of the anchors' shapes, at least one.
     """
     parts = [
         (value * (parameters[name][: len(value)] - anchors[name].detach()).square()).sum()
-        for name, value in fisher.items()
+        for name, value in weights.items()
     ]
     return 0.5 * torch.stack(parts).sum()
