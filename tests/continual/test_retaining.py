@@ -247,8 +247,11 @@ def test_a_learner_is_made_again_from_its_configuration(kind, encoder, data):
 def test_options_on_the_command_line_and_bad_ones(encoder):
     assert parse_learner("ewc:strength=10,decay=0.5") == {"name": "ewc", "strength": 10, "decay": 0.5}
     assert make_learner(parse_learner("icarl:per_class=7"), encoder).settings["per_class"] == 7
+    assert parse_learner("lwf:local=false") == {"name": "lwf", "local": False}
     with pytest.raises(UsageError, match="unknown option 'local'"):
-        parse_learner("icarl:local=0")  # exemplars are old samples
+        parse_learner("icarl:local=false")  # exemplars are old samples
+    with pytest.raises(UsageError, match="local is 1; it must be true or false"):
+        parse_learner("lwf:local=1")
     with pytest.raises(UsageError) as caught:
         LwF(encoder, strength=-1.0, temperature=0.0)
     assert len(caught.value.problems) == 2
@@ -257,5 +260,3 @@ def test_options_on_the_command_line_and_bad_ones(encoder):
     assert len(caught.value.problems) == 2
     with pytest.raises(UsageError, match="per_class"):
         ICaRL(encoder, per_class=0)
-    with pytest.raises(UsageError, match="local is 1; choose true or false"):
-        LwF(encoder, local=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from thurl.continual.gradient.base import GradientLearner, Step
 from thurl.continual.gradient.ewc import EWC
 from thurl.continual.gradient.finetune import Finetune, LoRA
+from thurl.continual.gradient.first_task import APER, FirstTaskLearner, TunedRanPAC
 from thurl.continual.gradient.icarl import ICaRL
 from thurl.continual.gradient.joint import Joint
 from thurl.continual.gradient.l2p import L2PLike
@@ -18,9 +19,11 @@ from thurl.continual.gradient.slca import SLCALike
 
 
 __all__ = [
+    "APER",
     "EWC",
     "ExperienceReplay",
     "Finetune",
+    "FirstTaskLearner",
     "GradientLearner",
     "ICaRL",
     "Joint",
@@ -29,4 +32,5 @@ __all__ = [
     "LwF",
     "SLCALike",
     "Step",
+    "TunedRanPAC",
 ]

@@ -17,6 +17,7 @@ from thurl.continual.gradient.model import INFERENCE
 from thurl.continual.learner import State
 from thurl.continual.retention import bounded_weight, decayed_fisher, diagonal_fisher, elastic_penalty
 from thurl.errors import UsageError
+from thurl.training.single_process import process_device
 
 
 __all__ = ["EWC"]
@@ -51,7 +52,7 @@ class EWC(Local):
         self.settings |= {"strength": strength, "decay": decay}
 
     def prepare(self, state: State, task: TaskData, rows: torch.Tensor) -> Any:
-        settings, device = self.settings, self._device()
+        settings, device = self.settings, process_device()
         weights = {}
         for name, fisher in _fisher_of(state).items():
             rate = settings["encoder_rate" if name.startswith("encoder.") else "learning_rate"]
@@ -70,7 +71,7 @@ class EWC(Local):
     ) -> Mapping[str, torch.Tensor]:
         trained = self.model(learned)
         model = _Classifier(trained.encoder, trained.head).eval()
-        device = self._device()
+        device = process_device()
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         columns = torch.full((len(task.data.classes),), -1, dtype=torch.int64)
         columns[learned["classes"]] = torch.arange(len(learned["classes"]))

@@ -54,10 +54,10 @@ class ICaRL(Distilling):
         chosen = [before["exemplars"]]
         for index in task.classes:
             rows = task.data.rows([index], "train")
-            features = self.outputs(learned, task.data, rows)[0]
+            features = self.encoded(learned, task.data, rows)
             chosen.append(rows[herding(features, self.settings["per_class"])])
         exemplars = torch.cat(chosen)
-        features = self.outputs(learned, task.data, exemplars)[0]
+        features = self.encoded(learned, task.data, exemplars)
         means = exemplar_means(features, task.data.labels[exemplars], learned["classes"])
         return {"exemplars": exemplars, "means": means}
 

@@ -31,8 +31,6 @@ class Local(GradientLearner):
 
     def __init__(self, encoder: nn.Module, *, local: bool = True, **settings: Any) -> None:
         super().__init__(encoder, **settings)
-        if not isinstance(local, bool):
-            raise UsageError(f"{self.name}: local is {local!r}; choose true or false")
         self.settings["local"] = local
 
     def terms(self, step: Step) -> Mapping[str, torch.Tensor]:
