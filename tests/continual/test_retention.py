@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from transformers import ViTConfig, ViTModel
 
 from thurl.continual import retention
 from thurl.continual.retention import (
@@ -83,6 +84,28 @@ def test_fisher_is_the_loop_over_samples(model, memory, monkeypatch):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
         assert not found[name].requires_grad
+
+
+@pytest.mark.filterwarnings("error:.*performance drop")
+def test_fisher_of_a_transformer(caplog):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vit = ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4, initializer_range=0.3)).double().eval()
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = vit
+
+        def forward(self, inputs):
+            return self.vit(inputs).pooler_output
+
+    model, inputs, labels = Logits(), torch.randn(6, 3, 8, 8).double(), torch.tensor([0, 7, 3, 3, 1, 2])
+    parameters = dict(model.named_parameters())
+    found = diagonal_fisher(lambda at, x: functional_call(model, dict(at), (x,)), parameters, [(inputs, labels)])
+    assert not caplog.records
+    for name, value in by_loop(model, inputs, labels).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
 
 
 def test_fisher_by_hand():

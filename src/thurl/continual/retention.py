@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thurl.errors import UsageError
 
@@ -77,7 +78,9 @@ def diagonal_fisher(
             found: list[Tensors] = []
             if together is not None:
                 try:
-                    found = [together(held, some, names)]
+                    # vmap has no rule for the fused kernels of attention and would take them one by one.
+                    with sdpa_kernel(SDPBackend.MATH):
+                        found = [together(held, some, names)]
                 except RuntimeError as error:
                     logger.warning("Fisher: samples are taken one by one, since vmap cannot run this model: %s", error)
                     together = None

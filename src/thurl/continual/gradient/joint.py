@@ -13,8 +13,8 @@ __all__ = ["Joint"]
 class Joint(GradientLearner):
     """At every task a new training, from the encoder it began with, on the samples of all classes seen so far.
 
-    The options are those of `Finetune`; `epochs` are over all samples, so that a sequence costs as much as one of half
-    its length squared. Nothing but the order of classes is taken from the state.
+    The options are those of `Finetune`. `epochs` are over all samples: t equal tasks cost as much as t (t + 1) / 2 do
+    otherwise. Nothing but the order of classes is taken from the state.
     """
 
     name = "joint"
