@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
+from thurl.continual.encoding import VisionEncoder
 from thurl.continual.prompts import PromptedEncoder, select_prompts
 from thurl.errors import UsageError
 
@@ -51,6 +52,10 @@ MODELS = {
     "timm": (timm_vit, of_timm),
     "vit": (lambda: ViTModel(ViTConfig(**SMALL), add_pooling_layer=False), of_vit),
     "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL)), of_clip),
+    "loaded": (
+        lambda: VisionEncoder(ViTModel(ViTConfig(**SMALL)), "pooler_output", (3, 16, 16), {}),
+        lambda model, *more: of_vit(model.backbone, *more),
+    ),
     "clip projected": (lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL, projection_dim=6)), of_clip),
 }
 
@@ -126,7 +131,7 @@ def test_the_backbone_is_as_it_was(prompted):
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in encoder.modules()]
     before = encoder.query(inputs)
     encoder(inputs)
-    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+    with pytest.raises((RuntimeError, ValueError, AssertionError, UsageError)):
         encoder(inputs[:, :2])
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in encoder.modules()]
     assert torch.equal(encoder.query(inputs), before)
