@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTModel
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.evaluator import Evaluator
@@ -227,6 +228,23 @@ def test_one_process_and_two_give_the_same(encoder, data):
             states = [state_hash(evaluator.state(TASKS, m)) for m in (0, 1)]
         results.append((rows, states))
     assert results[0] == results[1]
+
+
+@kinds
+def test_a_low_rank_change_of_a_transformer(kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vit = ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4, initializer_range=0.3))
+    data = blobs(dimension=3 * 8 * 8, per_split=(4, 2, 2))
+    data.inputs = data.features.reshape(-1, 3, 8, 8)
+    learner = kind(vit, tune="lora", rank=2, epochs=2, learning_rate=0.05)
+    before = learned(learner, data, TASKS[:1])
+    after = learn_task(learner, before, data.task(TASKS[1]), 9)
+    tuned = [name for name in after if name.startswith("encoder.")]
+    assert len(tuned) == 8 and all(".lora_" in name for name in tuned)  # query and value of two blocks, A and B
+    assert all(not torch.equal(after[name], before[name]) for name in tuned)
+    fisher = {name.removeprefix("fisher.") for name in after if name.startswith("fisher.")}
+    assert fisher == ({*tuned, "head.weight", "head.bias"} if kind is EWC else set())
 
 
 @kinds
