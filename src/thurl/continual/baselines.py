@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -122,9 +122,11 @@ BASELINES: dict[str, Callable[[Evaluator, SearchSettings, int], list[Built]]] = 
 """Name to builder; the last argument is the number of trainings the search took."""
 
 
-def build_baselines(evaluator: Evaluator, settings: SearchSettings, budget: int) -> list[Built]:
-    """All of `BASELINES`, one after the other."""
-    return [found for build in BASELINES.values() for found in build(evaluator, settings, budget)]
+def build_baselines(
+    evaluator: Evaluator, settings: SearchSettings, budget: int, names: Sequence[str] = tuple(BASELINES)
+) -> list[Built]:
+    """Those of `BASELINES`, one after the other."""
+    return [found for name in names for found in BASELINES[name](evaluator, settings, budget)]
 
 
 def _random(evaluator: Evaluator, settings: SearchSettings, count: int, purpose: str) -> list[Tasks]:

@@ -168,6 +168,11 @@ class Evaluator:
             self._counters = [other for other in self._counters if other is not entry]
 
     @property
+    def processes(self) -> int:
+        """How many train at the same time at most."""
+        return max(self.workers, self.ranks.size)
+
+    @property
     def _context(self) -> _Context:
         return _Context(self.data, self.learners, self.seed, self.split, self.store)
 

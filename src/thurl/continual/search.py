@@ -197,7 +197,8 @@ class _Ahead:
 
 
 def _record(problem: _Ahead, tree: Tree, child: int, sampled: int, cost: Cost) -> dict[str, Any]:
-    """A step for the log: the tree with the classes of every node."""
+    """A step for the log: the tree with the classes of every node. `path_trainings` is what its simulations and the
+    committed task would have trained if no state below the root had been kept."""
     names = problem.evaluator.data.classes
     nodes = []
     for path in sorted(tree.visits):
@@ -217,6 +218,7 @@ def _record(problem: _Ahead, tree: Tree, child: int, sampled: int, cost: Cost) -
         "committed": child,
         "simulations": len(tree.trace),
         "trainings": cost.trainings,
+        "path_trainings": len(problem.evaluator.learners) * (1 + sum(len(item.path) for item in tree.trace)),
         "nodes": nodes,
     }
 
