@@ -70,7 +70,9 @@ class CLDyBModelSection(Section):
             if self.tiny is not None:
                 found.append((("prompt_template",), "is for CLIP; a `tiny` encoder reads no text"))
             elif self.prompt_template.count("{}") != 1:
-                found.append((("prompt_template",), f"is {shown(self.prompt_template)}; write `{{}}` for the name once"))
+                found.append(
+                    (("prompt_template",), f"is {shown(self.prompt_template)}; write `{{}}` for the name once")
+                )
         return found
 
 
@@ -93,7 +95,9 @@ class PoolSource(Section):
         kinds = [name for name in ("folder", "arrays", "hub") if getattr(self, name) is not None]
         found: list[Problem] = []
         if len(kinds) != 1:
-            found.append(((), f"give one of `folder`, `arrays`, `hub`; the source has {' and '.join(kinds) or 'none'}"))
+            found.append(
+                ((), f"give one of `folder`, `arrays`, `hub`; the source has {' and '.join(kinds) or 'none'}")
+            )
         if self.hub is None:
             extra = [name for name in ("image", "label", "split") if name in self.model_fields_set]
             found += [((name,), "is for `hub`; remove it") for name in extra]
