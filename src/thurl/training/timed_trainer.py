@@ -48,7 +48,8 @@ class TimedTrainer(Trainer):
             result = super().train(*args, **kwargs)
         if self.timer.steps:
             self.timing = self._run_timing()
-            if self.args.process_index == 0:
+            # Not in a job of another program, which asks for errors alone.
+            if self.args.process_index == 0 and self.args.log_level != "error":
                 logger.info("Where the time of %d steps went:", self.timing["steps"])
                 for name, share, seconds in phase_rows(self.timing["seconds"], self.timing["steps"]):
                     logger.info("  %-16s %6s  %s", name, share, seconds)
