@@ -169,9 +169,7 @@ def _over(replays: Sequence[Mapping[str, Any]], learner: str, key: str) -> float
 
 def _builder_table(builders: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     keys = list(next(iter(builders.values())))
-    rows = [
-        ["builder", *(key.replace("_", " ").replace("aa", "AA") if "held" in key else key.upper() for key in keys)]
-    ]
+    rows = [["builder", *("held out AA" if key == "held_out_aa" else key.upper() for key in keys)]]
     return rows + [[name, *(number(values[key]) for key in keys)] for name, values in builders.items()]
 
 

@@ -1,4 +1,4 @@
-"""Runs a CLDyB recipe: pool and encoder, search, baselines, replay with fresh seeds, one search per learner, report."""
+"""Runs a CLDyB recipe: pool, encoder, search, baselines, replay with fresh seeds, one search per learner, report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(recipe: CLDyBRecipe, *, recipe_path: str, overrides: Sequence[str] = ())
         the record of the run, as in the results file.
 
     Raises:
-        ThurlError: data, encoder, learners or settings that cannot be used, or a learner that failed; on every process.
+        ThurlError: data, encoder or settings that cannot be used, or a learner that failed; on every process.
     """
     quiet_libraries()
     state = PartialState(cpu=bool(recipe.training.get("use_cpu")))
