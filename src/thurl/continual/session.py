@@ -56,8 +56,9 @@ def cost_line(found: Built) -> str:
     """What a search cost, and what keeping the learners' states saved."""
     cost = found.cost
     walked = sum(step["path_trainings"] for step in found.steps)
-    saved = f"; the paths it tried have {walked}, so {1 - cost.trainings / walked:.0%} were kept" if walked else ""
-    return (
+    line = (
         f"{cost.trainings} trainings ({cost.trained} new), {cost.seconds:.1f} s of training, {found.wall:.1f} s in all"
-        + saved
     )
+    if not walked:
+        return line
+    return f"{line}; the paths it tried have {walked}, so keeping states saved {1 - cost.trainings / walked:.0%}"
