@@ -26,7 +26,7 @@ TINY = str(find_recipe("tiny/cldyb"))
 FULL = str(find_recipe("cldyb"))
 SMALL = (
     *("data.digits.domains=[orig, rot90]", "data.digits.sizes=[8, 6, 6]", "model.tiny.hidden_sizes=[12, 8]"),
-    *("model.tiny.epochs=5", "learners=[simplecil, {name: er, epochs: 1}]", "search.tasks=2", "individual=true"),
+    *("model.tiny.epochs=30", "learners=[simplecil, {name: er, epochs: 1}]", "search.tasks=2", "individual=true"),
     *("search.classes_per_task=3", "search.starts=4", "search.clusters=2", "search.simulations=3"),
     *("baselines.names=[random, myopic]", "replay.seeds=[1001, 1002]", "replay.held_out=[lda]"),
 )
@@ -57,8 +57,8 @@ def test_all_mistakes_at_once_without_torch():
     assert done.returncode == 0, done.stderr
     for words in (
         *("give either `name_or_path` or `tiny`; the recipe has both", "none.jsonl does not exist"),
-        *("did you mean `width`", "'ewk' is not one of", "`epochs` is 1.5, but must be a whole number"),
-        *("is 'upside'", "pick is 'best'", "simulations is 0", "reward is 'hard'", "is 'luck'", "give each seed once"),
+        *("did you mean `width`", "is not one of aper, er", "`epochs` is 1.5 (float), but must be a whole number"),
+        *("is 'upside'", "search.pick: is 'best'", "search.simulations: is 0", "reward is 'hard'", "is 'luck'", "give each seed once"),
         *("has no effect here: how a learner trains is an option of it", "unknown key `pdf`"),
     ):
         assert words in done.stdout, (words, done.stdout)
@@ -75,7 +75,7 @@ def test_all_mistakes_at_once_without_torch():
         (["replay.seeds=[]"], "are trained by the replay; add `seeds`"),
         (["search.tasks=9"], "of 5 classes need 45; the digits have 40"),
         (["model.tiny.known=[blur]"], "`blur` is not in the pool"),
-        (["search.reward.easiest=true", "search.target_quantile=0.5", "search.pick=uniform"], "target_quantile wants"),
+        (["search.reward.easiest=true", "search.target_quantile=0.5", "search.pick=uniform"], "search.target_quantile: wants"),
         (["data.digits=null"], "give one of `sources`, `manifest`, `digits`; the recipe has none"),
         (["data.digits=null", "data.sources=[{folder: ., hub: x}]"], "give one of `folder`, `arrays`, `hub`"),
         (["data.digits=null", "data.sources=[{folder: nowhere}]"], "sources.0.folder: nowhere does not exist"),
@@ -127,7 +127,7 @@ def test_a_run_leaves_sequences_replays_and_reports(whole):
     assert -1 <= record["agreement"]["for simplecil / for er"] <= 1
     cost = record["cost"]
     assert cost["trained"] <= cost["trainings"] < cost["path_trainings"] and 0 < cost["saved_by_prefixes"] < 1
-    assert 0.1 < record["encoder_fit"] <= 1
+    assert 0.2 < record["encoder_fit"] <= 1
     stored = read_results(folder / "results.json")["runs"][0]
     assert stored["tasks"] == record["tasks"] and stored["transfer"] == record["transfer"]
     table = (folder / "transfer.csv").read_text().splitlines()
@@ -163,7 +163,7 @@ def test_again_nothing_is_trained(whole):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_killed_it_goes_on_with_two_processes_to_the_same_sequence(whole, tmp_path):
     folder, record = whole
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -86,8 +86,8 @@ class Ranks:
             )
         failures = [entry[2] for entry in gathered if entry[2] is not None]
         if failures:
-            place, error = min(failures, key=lambda failure: failure[0])
-            raise error from (cause if failed is not None and failed[0] == place else None)
+            place, first = min(failures, key=lambda failure: failure[0])
+            raise first from (cause if failed is not None and failed[0] == place else None)
         results = {place: result for entry in gathered for place, result in entry[1].items()}
         return [results[place] for place in range(len(items))]
 

@@ -212,7 +212,9 @@ class SearchSection(Section):
             try:
                 make()
             except UsageError as error:
-                found += [(path, line) for line in error.problems]
+                for line in error.problems:  # each begins with the name of its field, but for those of the reward
+                    name, _, rest = line.partition(" ")
+                    found.append(((*path, name), rest) if name in values and not path else (path, line))
         return found
 
     def settings(self, seed: int) -> SearchSettings:
