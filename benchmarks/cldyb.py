@@ -34,20 +34,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
-from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, pretrain
+from thurl.continual.digit_domains import SIDE, digit_pool, informed_encoder
+from thurl.continual.encoders import MLPEncoder
 from thurl.continual.encoding import flat_input
 from thurl.continual.evaluator import Evaluator, Tasks
 from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
 from thurl.continual.mdp import RewardSettings, SearchSettings
 from thurl.continual.metrics import continual_metrics
-from thurl.continual.pool import make_pool
 from thurl.continual.pool_data import class_data
-from thurl.continual.pool_sources import array_samples
 from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.search import search_sequence
 from thurl.training.results import write_results
@@ -232,43 +230,10 @@ def failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def digits(seed: int) -> tuple[ClassData, MLPEncoder, float]:
     """The pool, the encoder, and how well that fits what it was trained on."""
-    bundle = load_digits()
-    plain = (bundle.images / 16).astype(np.float32)
-    generator = np.random.default_rng(seed)
-    turn = generator.permutation(64)
-
-    def noise(pictures: np.ndarray[Any, Any], deviation: float) -> np.ndarray[Any, Any]:
-        return np.clip(pictures + deviation * generator.normal(size=pictures.shape), 0, 1)
-
-    around = np.pad(plain, ((0, 0), (1, 1), (1, 1)))
-    domains = {
-        "orig": plain,
-        "rot90": np.rot90(plain, axes=(1, 2)),
-        "inverted": 1 - plain,
-        "noise": noise(plain, 0.35),
-        "blur": sum(around[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9,
-        "permuted": plain.reshape(-1, 64)[:, turn].reshape(-1, 8, 8),
-        "inverted_noise": noise(1 - plain, 0.5),
-    }
-    torch.manual_seed(seed)
-    encoder = MLPEncoder(MLPEncoderConfig(side=8, hidden_sizes=[96, 32]))
     with tempfile.TemporaryDirectory() as place:
-        samples = []
-        for name, pictures in domains.items():
-            file = Path(place) / f"{name}.npz"
-            np.savez(file, images=np.ascontiguousarray(pictures, dtype=np.float32), labels=bundle.target)
-            samples += array_samples(file)
-        pool = make_pool(samples, Path(place), sizes=SIZES, seed=seed, share_names=False)
-
-        def read(picture: Any) -> torch.Tensor:
-            return flat_input(picture, 8)
-
-        blank = class_data(pool, encoder, read)
-        known = [index for index, uid in enumerate(blank.classes) if uid.startswith("orig/")]
-        rows = blank.rows(known, "train")
-        labels = torch.tensor([known.index(int(label)) for label in blank.labels[rows]])
-        fit = pretrain(encoder, blank.inputs[rows], labels, seed=seed)
-        return class_data(pool, encoder, read), encoder, fit
+        pool = digit_pool(Path(place), seed, sizes=SIZES)
+        encoder, fit = informed_encoder(pool, ["orig"], seed=seed)
+        return class_data(pool, encoder, lambda picture: flat_input(picture, SIDE)), encoder, fit
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ LIGHT = [
     "thurl.ranking",
     "thurl.recipe",
     "thurl.recipe.afine",
+    "thurl.recipe.cldyb",
     "thurl.recipe.distill",
     "thurl.recipe.face_metrics",
     "thurl.recipe.validate",

@@ -78,6 +78,54 @@ def test_a_replay_and_a_report(place):
     assert "mean of 2 seeds" in (place / "r.html").read_text()
 
 
+def test_a_picture_shows_the_search(place):
+    done = invoke("report", place / "s.json", "-o", place / "r.png")
+    assert done.exit_code == 0, done.output
+    first = np.asarray(Image.open(place / "r.png").convert("RGB"))
+    assert first.shape[0] > 500 and first.shape[1] > 1000 and 5 < len(np.unique(first.reshape(-1, 3), axis=0))
+    # Another document is another picture: here its bars are lower.
+    document = json.loads((place / "s.json").read_text())
+    for metrics in document["found"]["metrics"].values():
+        metrics["aa"] = 0.05
+    (place / "low.json").write_text(json.dumps(document))
+    assert invoke("report", place / "low.json", "-o", place / "low.png").exit_code == 0
+    second = np.asarray(Image.open(place / "low.png").convert("RGB"))
+    bar = np.array([0xD5, 0x5E, 0])
+    orange = [int((np.abs(picture.astype(int) - bar).sum(axis=2) < 30).sum()) for picture in (first, second)]
+    assert orange[0] > 2 * orange[1]
+
+
+def test_transfer_between_sequences_of_single_learners(place):
+    options = ["--pool", place / "pool.jsonl", "--encoder", place / "encoder", "--cache", place / "cache"]
+    for name in ("simplecil", "finetune:epochs=2"):
+        file = place / f"{name.partition(':')[0]}.json"
+        done = invoke(*SEARCH[:1], *SEARCH[5:], "-l", name, *options, "-o", file, "--no-baselines")
+        assert done.exit_code == 0, done.output
+    files = [place / "simplecil.json", place / "finetune.json"]
+    outputs = ["-o", place / "t.csv", "-o", place / "t.json"]
+    done = invoke("transfer", *files, *options, "--seeds", "11,12", "-l", "lda", *outputs)
+    assert done.exit_code == 0, done.output
+    assert "Kendall's tau, for simplecil / for finetune:" in done.stdout
+    document = json.loads((place / "t.json").read_text())
+    assert list(document["transfer"]) == ["simplecil", "finetune"] and document["seeds"] == [11, 12]
+    assert list(document["transfer"]["finetune"]) == ["simplecil", "finetune", "lda"]
+    rows = [line.split(",") for line in (place / "t.csv").read_text().splitlines()]
+    assert rows[0] == ["sequence", "simplecil", "finetune", "lda"]
+    assert [float(cell) for cell in rows[2][1:]] == list(document["transfer"]["finetune"].values())
+    # What a replay of one of the sequences says.
+    again = invoke("replay", files[1], *options, "--seeds", "11,12", "-l", "simplecil", "--json")
+    mean = json.loads(again.stdout)["learners"]["simplecil"]["mean"]["aa"]
+    assert mean == document["transfer"]["finetune"]["simplecil"]
+    for wrong, code, message in (
+        ([files[0]], 1, "there is one sequence"),
+        ([files[0], files[0], place / "s.json"], 1, "found for 2 learners"),
+        ([*files, "-o", place / "t.txt"], 2, "must end in .csv or .json"),
+        ([*files, "--seeds", "3"], 2, "take fresh ones"),
+    ):
+        done = invoke("transfer", *wrong, *options)
+        assert done.exit_code == code and message in done.output, done.output
+
+
 def test_features_of_any_encoder(place):
     encoder = MLPEncoder.from_pretrained(place / "encoder")
     file = place / "cache" / "features" / f"{fingerprint(encoder)}.safetensors"

@@ -149,3 +149,22 @@ def test_bad_options_are_named_together():
     assert len(caught.value.problems) == 5
     with pytest.raises(UsageError, match="commit"):
         Tree().best("luck")
+
+
+@pytest.mark.parametrize("simulations, told", [(2, 2), (3, 3), (12, 4)])
+def test_what_is_prepared_is_asked_for_in_any_case(simulations, told):
+    generator = np.random.default_rng(3)
+    rewards = {f"{a}": generator.random() for a in range(4)}
+    rewards |= {f"{a},{b}": generator.random() for a in range(4) for b in range(4)}
+    prepared = []
+    options = {"depth": 2, "simulations": simulations, "exploration": 0.1}
+    tree = tree_search(Table(rewards, 4, range(99)), **options, prepare=prepared.extend)
+    assert prepared == [(number,) for number in range(told)] and set(prepared) <= set(tree.visits)
+    plain = tree_search(Table(rewards, 4, range(99)), **options)
+    assert tree.trace == plain.trace
+    # Below a committed child only those that were never visited are new; an early stop may skip even those.
+    below, later = tree.subtree(0), []
+    known = [path for path in below.visits if path and below.visits[path]]
+    tree_search(Table(rewards, 4, range(99)), **{**options, "depth": 1}, tree=below, prepare=later.extend)
+    assert later == [(n,) for n in range(4) if (n,) not in known][:simulations]
+    tree_search(Table(rewards, 4, range(99)), **options, tree=below, early_stop=True, prepare=lambda paths: 1 / 0)

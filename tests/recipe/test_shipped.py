@@ -39,8 +39,9 @@ def test_every_recipe_is_valid_executable_and_explained(path):
 def test_every_value_of_a_paper_recipe_names_its_source(path):
     """Every line with a value has a source, apart from what is no choice: names, paths, hub and report."""
     text = path.read_text()
-    body = text[text.index("\nmodel:") : text.index("\nhub:")]
-    free = {"labels", "images", "format", "obtain", "output_dir", "dataset", "split", "revision", "file", "task"}
+    body = re.split(r"\n(?:hub|report):", text[text.index("\nmodel:") :])[0]
+    free = {"labels", "images", "format", "obtain", "output_dir", "dataset", "split", "revision", "file", "folder",
+            "task"}  # fmt: skip
     for line in body.splitlines():
         key = re.match(r"\s+-?\s*(\w+): \S", line)
         if key and key[1] not in free:

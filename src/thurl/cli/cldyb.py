@@ -1,4 +1,4 @@
-"""`thurl cldyb pool|search|replay|report`: sequences of tasks that are hard for continual learners."""
+"""`thurl cldyb pool|search|replay|transfer|report`: sequences of tasks that are hard for continual learners."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thurl.cli.cldyb_options import (
+    Cache,
+    Debug,
+    Device,
+    Encoder,
+    Features,
+    Json,
+    Learners,
+    Memory,
+    Outside,
+    Overwrite,
+    Pool,
+    Seeds,
+    Workers,
+    fresh_seeds,
+    load_all,
+)
+from thurl.cli.cldyb_transfer import transfer
 from thurl.cli.output import check_new, echo_json, table
 from thurl.errors import DataError, UsageError
 
@@ -16,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from thurl.continual.class_data import ClassData
-    from thurl.continual.learner import Learner
     from thurl.continual.vision_encoders import LoadedEncoder
 
 __all__ = ["register"]
@@ -30,33 +47,8 @@ cldyb = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
+    cldyb.command("transfer")(transfer)
     app.add_typer(cldyb)
-
-
-Pool = Annotated[Path, typer.Option("--pool", help="Manifest of the classes, from `thurl cldyb pool`.")]
-Encoder = Annotated[
-    str | None,
-    typer.Option("--encoder", help="Folder of an MLPEncoder, a ViT, DeiT, DINOv2, CLIP or timm model; or the Hub's."),
-]
-Features = Annotated[
-    Path | None, typer.Option("--features", help="Features of any encoder (.safetensors), for frozen learners.")
-]
-Learners = Annotated[
-    list[str] | None,
-    typer.Option("--learner", "-l", help="A learner: name, or name:option=number,option=number. Again for more."),
-]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes; any number finds the same sequence.")]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Folder of what was trained: a killed run goes on from it.")
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="Features are computed on it; the first GPU where there is one.")
-]
-Memory = Annotated[float, typer.Option("--memory", min=0, help="GiB of prepared pictures each process keeps.")]
-Outside = Annotated[bool, typer.Option("--allow-outside", help="Accept pictures outside the manifest's folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
 @cldyb.command("pool")
@@ -152,16 +144,14 @@ def search(
     """Find a sequence that is hard for all learners given, on average (one learner: for that one)."""
     check_new("--output", output, overwrite)
     names = learner or ["simplecil", "ranpac:width=2000"]
-    from thurl.continual.baselines import build_baselines
-    from thurl.continual.candidates import Candidates
+    from thurl.continual.baselines import BASELINES
     from thurl.continual.contamination import class_contamination
     from thurl.continual.evaluator import Evaluator
     from thurl.continual.mdp import RewardSettings, SearchSettings
     from thurl.continual.prefix_store import PrefixStore
     from thurl.continual.report import builder_rows
-    from thurl.continual.sampling import keyed_generator
-    from thurl.continual.search import most_trainings, random_sequence, search_sequence, with_targets
     from thurl.continual.sequence_file import sequence_document, write_sequence
+    from thurl.continual.session import find_sequence
 
     settings = SearchSettings(
         tasks=tasks,
@@ -177,31 +167,16 @@ def search(
         target_quantile=quantile,
         seed=seed,
     )
-    data, learners, loaded = _loaded(pool, encoder, features, names, cache, allow_outside, device, memory)
+    data, learners, loaded = load_all(pool, encoder, features, names, cache, allow_outside, device, memory)
     settings.check_pool(data.groups)
     known = class_contamination(data, _text_features(loaded, data, template))
     with Evaluator(data, learners, seed=seed, store=PrefixStore(cache), workers=workers) as evaluator:
-        first = random_sequence(Candidates(evaluator, settings), keyed_generator(seed, "trial"))[:1]
-        with evaluator.counted() as trial:
-            evaluator.evaluate([first])
-        most = most_trainings(settings, len(learners))
-        typer.echo(
-            f"at most {most} trainings, each about {trial.seconds / trial.trainings:.2g} s at the first task: "
-            f"{most * trial.seconds / trial.trainings:.3g} s in one process",
-            err=True,
+        settings, found, others = find_sequence(
+            evaluator,
+            settings,
+            baselines=tuple(BASELINES) if baselines else (),
+            tell=lambda line: typer.echo(line, err=True),
         )
-        with evaluator.counted() as references:
-            settings = with_targets(evaluator, settings)
-        if quantile is not None:
-            aims = ", ".join(f"{value:.3f}" for value in settings.reward.targets)
-            typer.echo(f"AA to come close to: {aims} ({references.trainings} trainings of references)", err=True)
-        found = search_sequence(evaluator, settings, tell=lambda line: typer.echo(line, err=True))
-        typer.echo(
-            f"{found.cost.trainings} trainings ({found.cost.trained} new), {found.cost.seconds:.1f} s of training, "
-            f"{found.wall:.1f} s in all",
-            err=True,
-        )
-        others = build_baselines(evaluator, settings, found.cost.trainings) if baselines else []
         document = sequence_document(evaluator, settings, found, others)
     document["contamination"] = {uid: known[uid] for task in document["tasks"] for uid in task}
     write_sequence(output, document)
@@ -221,7 +196,7 @@ def replay(
     encoder: Encoder = None,
     features: Features = None,
     learner: Learners = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="Fresh seeds, by commas.")] = "1001,1002,1003",
+    seeds: Seeds = "1001,1002,1003",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all runs into this .json.")] = None,
     cache: Cache = None,
     workers: Workers = 1,
@@ -235,17 +210,14 @@ def replay(
     """Train the learners of the search, or others with --learner, again on a sequence and test them."""
     if output is not None:
         check_new("--output", output, overwrite)
-    try:
-        fresh = [int(part) for part in seeds.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds is {seeds!r}; give whole numbers by commas") from None
+    fresh = fresh_seeds(seeds)
     from thurl.continual.prefix_store import PrefixStore
     from thurl.continual.replay import replay as replay_sequence
     from thurl.continual.sequence_file import benchmark_tasks, read_sequence, write_sequence
 
     document = read_sequence(sequence)
     names: list[Any] = list(learner) if learner else document["learners"]
-    data, learners, _ = _loaded(pool, encoder, features, names, cache, allow_outside, device, memory)
+    data, learners, _ = load_all(pool, encoder, features, names, cache, allow_outside, device, memory)
     chosen = benchmark_tasks(document, data)
     if data.encoder != document.get("encoder"):
         typer.echo("warning: another encoder than in the search; the pool is the same", err=True)
@@ -276,14 +248,18 @@ def replay(
 @cldyb.command("report")
 def report(
     sequence: Annotated[Path, typer.Argument(help="Sequence file of `thurl cldyb search`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html, or picture, .png.")],
     replayed: Annotated[Path | None, typer.Option("--replay", help="File of `thurl cldyb replay --output`.")] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Show a sequence as one HTML page: trees, accuracies after each task, baselines, contamination."""
+    """Show a sequence as one HTML page, with trees, accuracies after each task, baselines, contamination; or the first
+    three as one PNG."""
     check_new("--output", output, overwrite)
-    from thurl.continual.report import write_report
+    picture = output.suffix == ".png"
+    if picture and replayed is not None:
+        raise UsageError(f"--output {output}: a picture shows the search alone; write an .html for --replay")
+    from thurl.continual.report import write_picture, write_report
     from thurl.continual.sequence_file import read_sequence
 
     document = read_sequence(sequence)
@@ -300,49 +276,11 @@ def report(
         )
         if not whole:
             raise DataError(f"{replayed}: not a replay of a sequence in this pool; replay {sequence} again")
-    write_report(output, document, again)
+    if picture:
+        write_picture(output, document)
+    else:
+        write_report(output, document, again)
     typer.echo(f"written to {output}")
-
-
-def _loaded(
-    pool: Path,
-    encoder: str | None,
-    features: Path | None,
-    names: list[Any],
-    cache: Path | None,
-    allow_outside: bool,
-    device: str | None,
-    memory: float,
-) -> tuple[ClassData, list[Learner], LoadedEncoder | None]:
-    if (encoder is None) == (features is None):
-        raise UsageError("give either --encoder, the folder of an encoder, or --features, a file of features")
-    from thurl.cli.devices import usable_device
-    from thurl.continual.learners import learners_of, parse_learner
-    from thurl.continual.pool import read_pool
-    from thurl.continual.pool_data import class_data, class_data_from_features
-
-    options = [parse_learner(name) if isinstance(name, str) else name for name in names]
-    if features is not None:
-        learners = learners_of(options)
-        return class_data_from_features(read_pool(pool, allow_outside=allow_outside), features), learners, None
-    assert encoder is not None
-    from thurl.continual.vision_encoders import load_encoder
-    from thurl.training.progress import quiet_libraries
-
-    quiet_libraries()
-    place = usable_device(device)
-    loaded = load_encoder(encoder)
-    learners = learners_of(options, loaded.model)
-    data = class_data(
-        read_pool(pool, allow_outside=allow_outside),
-        loaded.model,
-        loaded.preprocess,
-        keep_inputs=any(not learner.frozen_encoder for learner in learners),
-        memory=int(memory * 2**30),
-        cache=None if cache is None else cache / "features",
-        device=place,
-    )
-    return data, learners, loaded
 
 
 def _text_features(loaded: LoadedEncoder | None, data: ClassData, template: str | None) -> Tensor | None:

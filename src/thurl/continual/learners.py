@@ -29,7 +29,7 @@ from thurl.errors import UsageError
 from thurl.messages import nearest
 
 
-__all__ = ["LEARNERS", "learners_of", "make_learner", "parse_learner"]
+__all__ = ["LEARNERS", "learner_options", "learners_of", "make_learner", "parse_learner"]
 
 LEARNERS: dict[str, type[Any]] = {
     kind.name: kind
@@ -127,6 +127,23 @@ def learners_of(all_options: Sequence[dict[str, Any]], encoder: nn.Module | None
     if problems:
         raise UsageError(problems)
     return found
+
+
+def learner_options(name: str) -> dict[str, inspect.Parameter]:
+    """What may be set of a learner, with annotation and default; not all of it together where `tune` chooses a kind.
+
+    Args:
+        name: of `LEARNERS`.
+    """
+    kinds = [LEARNERS[name], *([_TUNED[name]] if name in _TUNED else [])]
+    return {
+        key: value
+        for kind in kinds
+        for base in reversed(kind.__mro__)
+        if "__init__" in vars(base) and base is not object
+        for key, value in inspect.signature(base, eval_str=True).parameters.items()
+        if key in _options(kind)
+    }
 
 
 def _check(options: dict[str, Any]) -> type[Any]:
