@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from thurl.errors import UsageError
@@ -101,6 +101,7 @@ def fit(
     settings: FitSettings,
     *,
     seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Train `model` in place, one optimizer step per batch; it is left on the device of the process.
 
@@ -111,6 +112,7 @@ def fit(
             group stay; groups and parameters without gradients are left alone, too.
         settings: see `FitSettings`.
         seed: of dropout and whatever else the model draws.
+        callbacks: of the trainer; `args.should_save` tells them that there is no folder to write to.
 
     Returns:
         mean loss over the steps; NaN or infinite where the training diverged.
@@ -132,7 +134,7 @@ def fit(
                 disable_tqdm=True,
                 remove_unused_columns=False,
             )
-            trainer = _Job(model, arguments, batches=batches, groups=groups, settings=settings)
+            trainer = _Job(model, arguments, callbacks=callbacks, batches=batches, groups=groups, settings=settings)
             return float(trainer.train().training_loss)
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -164,11 +166,12 @@ class _Job(MethodTrainer):
         model: nn.Module,
         arguments: _Arguments,
         *,
+        callbacks: Sequence[TrainerCallback],
         batches: Batches,
         groups: Sequence[Mapping[str, Any]],
         settings: FitSettings,
     ) -> None:
-        super().__init__(model, arguments, train_dataset=batches)
+        super().__init__(model, arguments, train_dataset=batches, callbacks=list(callbacks))
         quiet_trainer(self)
         # One process in full precision has nothing to prepare, and accelerate looks for packages on the disk at every
         # step and collects the garbage of the whole process before the first: most of the time of a small network.
