@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def text_data(
         encoder: with the language model, frozen here.
         tokenizer: of it.
         style: how a text becomes a prompt; the text alone when None. A template should end with a space or a new line
-            of its own, since prompt and label are tokenised apart.
+            of its own, since prompt and label are tokenised apart. It is part of the `pool_hash`, as are the labels.
         words: label text by `class_uid`; the class's name where it is not in it.
         end: a label ends with the tokenizer's end token. Without it a label that begins another is always likelier.
         max_length: tokens of prompt and longest label together; what the model has positions for when None.
@@ -56,7 +58,8 @@ def text_data(
             is ever cut), features that are NaN or infinite; the first 20 and the count.
     """
     classes, style = pool.pool.classes, style or PromptStyle()
-    labels = _labels(pool, tokenizer, words or {}, end)
+    texts = _label_texts(pool, words or {})
+    labels = _label_tokens(pool, tokenizer, texts, end)
     if max_length is None:
         max_length = getattr(encoder.model.config, "max_position_embeddings", None)
     longest = max(map(len, labels))
@@ -89,21 +92,31 @@ def text_data(
         features=features.cpu(),
         inputs=inputs,
         encoder=features_key(encoder),
-        pool_hash=pool.hash,
+        pool_hash=_hash(pool, style, texts),
         groups=pool.pool.groups,
     )
 
 
-def _labels(pool: TextPool, tokenizer: Any, words: Mapping[str, str], end: bool) -> list[list[int]]:
-    """Token ids of the label of each class."""
-    classes, groups = pool.pool.classes, pool.pool.groups
+def _hash(pool: TextPool, style: PromptStyle, labels: Sequence[str]) -> str:
+    """Of the benchmark: other words around a text, or for a class, are another one."""
+    asked = {"pool": pool.hash, "style": asdict(style), "labels": list(labels)}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _label_texts(pool: TextPool, words: Mapping[str, str]) -> list[str]:
+    classes = pool.pool.classes
     unknown = [f"words: class {uid!r} is not in the pool; write dataset/class" for uid in words if uid not in classes]
-    if end and tokenizer.eos_token_id is None:
-        unknown.append("the tokenizer has no end token; set one, or end: false")
     if unknown:
         raise UsageError(unknown)
     names = {item.class_uid: item.class_name for item in pool.pool.images}
-    texts = [words.get(uid, names[uid]) for uid in classes]
+    return [words.get(uid, names[uid]) for uid in classes]
+
+
+def _label_tokens(pool: TextPool, tokenizer: Any, texts: Sequence[str], end: bool) -> list[list[int]]:
+    """Token ids of the label of each class."""
+    if end and tokenizer.eos_token_id is None:
+        raise UsageError("the tokenizer has no end token; set one, or take end=False")
+    classes, groups = pool.pool.classes, pool.pool.groups
     found = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     problems = [
         f"{uid}: its label {text!r} has no token; give another in `words`"
