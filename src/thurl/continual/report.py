@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from thurl.continual.metrics import DEFINITIONS
+from thurl.continual.sequence_file import contamination
 from thurl.training.page import STYLE, figure, number, plot_text, section, text_table, write_page
 
 
@@ -218,13 +219,21 @@ def _places(nodes: Sequence[Mapping[str, Any]]) -> dict[tuple[int, ...], tuple[f
 
 
 def _tasks(document: Mapping[str, Any]) -> str:
-    known = document.get("contamination") or {}
-    rows = [["task", "class", "nearest neighbours know it"]]
+    known = contamination(document)
+    kinds = [kind for kind in _KNOWN if kind == "knn" or any(kind in values for values in known.values())]
+    rows = [["task", "class", *(_KNOWN[kind] for kind in kinds)]]
     for position, task in enumerate(document["tasks"]):
         for uid in task:
-            rows.append([str(position + 1), uid, number(known[uid]) if uid in known else "not measured"])
+            values = known.get(uid, {})
+            cells = [number(values[kind]) if kind in values else "not measured" for kind in kinds]
+            rows.append([str(position + 1), uid, *cells])
     caption = (
         "Share of the validation pictures of the class that their nearest training pictures in the whole pool name "
         "rightly, by the frozen encoder: a class that is known well and still hard is hard to keep, not to see."
     )
+    if "zero_shot" in kinds:
+        caption += " By its name: share whose nearest text, among the names of all classes of the pool, is theirs."
     return text_table(rows, total=False) + f"<p class='caption'>{caption}</p>"
+
+
+_KNOWN = {"knn": "nearest neighbours know it", "zero_shot": "known by its name"}

@@ -79,7 +79,7 @@ def text_data(
     features = encode(
         encoder,
         [hashlib.sha256(str(ids).encode()).hexdigest() for ids in prompts],
-        lambda rows: inputs[torch.tensor(list(rows))].to(encoder.model.device),
+        lambda rows: inputs[torch.tensor(list(rows))],
         folder=cache,
         batch_size=batch_size,
         advance=advance,
@@ -89,7 +89,7 @@ def text_data(
         classes,
         torch.tensor([number[item.class_uid] for item in pool.pool.images]),
         [item.split for item in pool.pool.images],
-        features=features.cpu(),
+        features=features,
         inputs=inputs,
         encoder=features_key(encoder),
         pool_hash=_hash(pool, style, texts),

@@ -28,6 +28,7 @@ from thurl.continual.label_scores import (
 from thurl.continual.learner import State
 from thurl.errors import UsageError
 from thurl.training.method_output import MethodOutput
+from thurl.training.single_process import process_device
 
 
 __all__ = ["LMLoRA", "LMReplay"]
@@ -103,8 +104,7 @@ class LMLoRA(GradientLearner):
             self.name = f"{type(self).name}_coto"
 
     def config(self) -> dict[str, Any]:
-        own = {key: value for key, value in super().config().items() if key not in self.fixed}
-        return {**own, "name": type(self).name}
+        return {**super().config(), "name": type(self).name}
 
     def build(self, encoder: nn.Module) -> nn.Module:
         from peft import LoraConfig, inject_adapter_in_model
@@ -177,7 +177,7 @@ class LMLoRA(GradientLearner):
         self._load(state)
         order = torch.tensor([len(inputs.prompts[row]) for row in rows.tolist()]).argsort(stable=True)
         with torch.no_grad():
-            found = [read(inputs[rows[part]].to(self._device())).float().cpu() for part in order.split(at_once)]
+            found = [read(inputs[rows[part]].to(process_device())).float().cpu() for part in order.split(at_once)]
         return torch.cat(found)[order.argsort()]
 
     def _callback(self, seed: int) -> Any:
