@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ from thurl.text.prompts import PromptStyle
 from thurl.text.tiny import build_tiny_language_model
 
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "continual_lora_text.py"
 OPTIONS = {"target_modules": "all-linear", "rank": 4, "learning_rate": 1e-2, "epochs": 5}
 CLASSES = {"ab": "abba baab aabb", "cd": "cddc dccd ccdd", "abcd": "abcd dcba bacd", "ef": "effe feef eeff"}
 
@@ -46,10 +49,14 @@ def gpt2(vocabulary):
     return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
 
 
-@pytest.fixture(scope="module")
-def tiny():
+def tiny_model():
     model, tokenizer = build_tiny_language_model(0, hidden=32, layers=3, heads=4)
     return LanguageModelEncoder(model.eval()), tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +161,9 @@ def test_logits_of_a_learner_are_those_of_a_loop(learned, data):
             assert line[column].item() == pytest.approx(
                 slowly(model, data.inputs.prompts[row], data.inputs.labels[index]), rel=1e-4
             )
-    few = LMLoRA(tiny_encoder(learner), **OPTIONS, scored=3)
+    few = LMLoRA(tiny_model()[0], **OPTIONS, scored=3)
     torch.testing.assert_close(few.logits(after, data, rows), found, rtol=1e-4, atol=1e-4)
     assert few.config() == learner.config()  # how many at a time changes nothing
-
-
-def tiny_encoder(learner):
-    """The encoder a learner was given."""
-    return LanguageModelEncoder(build_tiny_language_model(0, hidden=32, layers=3, heads=4)[0].eval())
 
 
 def test_learning_is_pure_and_touches_no_global_state(learned, data, tmp_path, monkeypatch):
@@ -170,7 +172,7 @@ def test_learning_is_pure_and_touches_no_global_state(learned, data, tmp_path, m
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     learner, state, once = learned
     held = state_hash(state)
-    for kind in (learner, LMLoRA(tiny_encoder(learner), coto=True, **OPTIONS)):
+    for kind in (learner, LMLoRA(tiny_model()[0], coto=True, **OPTIONS)):
         learn_task(kind, state, data.task((2, 3)), 5)
     again = learn_task(learner, state, data.task((1, 0)), 3)
     assert state_hash(again) == state_hash(once) and state_hash(state) == held
@@ -268,7 +270,7 @@ def test_a_training_that_breaks_off_leaves_no_mask(tiny, data, monkeypatch):
         learn_task(learner, state, data.task((0, 1)), 0)
     again = learn_task(learner, state, data.task((0, 1)), 0)
     monkeypatch.undo()
-    fresh = LMLoRA(tiny_encoder(learner), coto=True, **OPTIONS)
+    fresh = LMLoRA(tiny_model()[0], coto=True, **OPTIONS)
     assert state_hash(again) == state_hash(learn_task(fresh, state, data.task((0, 1)), 0))
 
 
@@ -311,6 +313,20 @@ def test_learners_with_a_head_train_the_same_encoder(tiny, data):
     learner = Finetune(tiny[0], epochs=6, learning_rate=0.05)
     with Evaluator(data, [learner], seed=1) as evaluator:
         assert evaluator.accuracies(((0, 3),), 0)[0][0] > 0.9
+
+
+def test_the_example_searches_replays_and_reports(tmp_path, capsys):
+    specification = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    short = ["--pretraining", "5", "--epochs", "1", "--simulations", "1"]
+    runs = example.main(["--output", str(tmp_path), *short])
+    assert set(runs) == {"found", "random"}
+    for run in runs.values():
+        assert run["seeds"] == [1001, 1002] and set(run["learners"]) == {"simplecil", "lm_lora", "lm_lora_coto"}
+    assert "lm_lora_coto" in (tmp_path / "hard.html").read_text()
+    assert len(read_sequence(tmp_path / "hard.json")["tasks"]) == 3
+    assert capsys.readouterr().out.count("lm_lora_coto") == 2
 
 
 @pytest.mark.parametrize(
