@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,43 @@ from torch import nn
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["fingerprint", "flat_input", "pooled"]
+__all__ = ["VisionEncoder", "fingerprint", "flat_input", "pooled"]
+
+
+class VisionEncoder(nn.Module):
+    """A vision model of any library that gives features.
+
+    Args:
+        backbone: the model.
+        output: what of its output are the features: "cls" the first of `last_hidden_state`, "projected"
+            `image_embeds`, "pooled" `pooler_output`, "features" the output itself.
+        size: channels, height and width of the pictures it reads.
+        description: what decides the features beside the weights, as JSON values; part of the fingerprint.
+    """
+
+    def __init__(self, backbone: nn.Module, output: str, size: Sequence[int], description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.output = output
+        self.size = tuple(size)
+        self.description = {**description, "output": output, "size": list(size)}
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] of normalised pictures, float [B, *size].
+
+        Raises:
+            UsageError: pictures of another size.
+        """
+        if tuple(pixel_values.shape[1:]) != self.size:
+            raise UsageError(
+                f"inputs are {tuple(pixel_values.shape)}; this encoder reads pictures of {('B', *self.size)}"
+            )
+        found = self.backbone(pixel_values)
+        if self.output == "cls":
+            return found.last_hidden_state[:, 0]
+        if self.output == "projected":
+            return found.image_embeds
+        return found.pooler_output if self.output == "pooled" else found
 
 
 def pooled(encoder: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -57,14 +93,13 @@ def flat_input(picture: Image.Image | np.ndarray[Any, Any], side: int) -> torch.
 def fingerprint(encoder: nn.Module) -> str:
     """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change.
 
-    The configuration is `encoder.config`, one of transformers or a mapping.
+    The configuration is that of transformers, or the `description` of a `VisionEncoder`.
     """
     digest = hashlib.sha256(type(encoder).__name__.encode())
     config: Any = getattr(encoder, "config", None)
-    if hasattr(config, "to_diff_dict"):
-        config = config.to_diff_dict()
-    if isinstance(config, Mapping):
-        kept = {key: value for key, value in config.items() if key not in _UNSTABLE}
+    settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else getattr(encoder, "description", None)
+    if settings is not None:
+        kept = {key: value for key, value in settings.items() if key not in _UNSTABLE}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
