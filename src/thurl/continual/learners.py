@@ -19,6 +19,8 @@ from thurl.continual.gradient import (
     ICaRL,
     Joint,
     L2PLike,
+    LMLoRA,
+    LMReplay,
     LoRA,
     LwF,
     SLCALike,
@@ -47,6 +49,8 @@ LEARNERS: dict[str, type[Any]] = {
         ICaRL,
         L2PLike,
         Joint,
+        LMLoRA,
+        LMReplay,
     )
 }
 """Name to class. Those that train an encoder take it as their first argument."""

@@ -153,6 +153,7 @@ def make_pool(
     share_names: bool = True,
     on_small: str = "error",
     on_duplicate: str = "error",
+    noun: str = "picture",
 ) -> ClassPool:
     """Give every picture a split and leave out what would make the benchmark wrong.
 
@@ -166,6 +167,7 @@ def make_pool(
         share_names: classes of different data sets called alike are aliases. False: they are different things.
         on_small: what becomes of a class with too few pictures: "error" or "skip".
         on_duplicate: what becomes of a picture that lies in several classes: "error", or "drop" it from all of them.
+        noun: what messages call a sample that is no picture.
 
     Raises:
         UsageError: wrong options.
@@ -176,14 +178,17 @@ def make_pool(
     for sample in samples:
         by_class[f"{sample.dataset}/{sample.class_name}"].append(sample)
     owners: dict[str, set[str]] = defaultdict(set)
+    shown: dict[str, str] = {}
     for uid, found in by_class.items():
         for sample in found:
             owners[sample.sha256].add(uid)
+            shown[sample.sha256] = sample.image
     shared = {digest: sorted(uids) for digest, uids in owners.items() if len(uids) > 1}
     problems = _alike(by_class)
     if shared and on_duplicate == "error":
         problems += [
-            f"a picture is in {' and '.join(uids)}; remove it, or on_duplicate: drop" for uids in shared.values()
+            f"{shown[digest]}: this {noun} is in {' and '.join(uids)}; remove it, or on_duplicate: drop"
+            for digest, uids in shared.items()
         ]
     names = _aliases(by_class, aliases or {}, share_names)
     images, small = [], []
@@ -192,7 +197,7 @@ def make_pool(
         kept = _distinct([sample for sample in ranked if sample.sha256 not in shared])
         counts = _sizes(len(kept), sizes)
         if counts is None:
-            small.append(f"{uid}: {len(kept)} of {len(found)} pictures can be used; {_needed(sizes)}")
+            small.append(f"{uid}: {len(kept)} of {len(found)} {noun}s can be used; {_needed(sizes, noun)}")
             continue
         first = 0
         for split, count, cap in zip(SPLITS, counts, caps, strict=True):
@@ -313,9 +318,9 @@ def _sizes(count: int, sizes: Sequence[float]) -> list[int] | None:
     return [train, *held] if train >= 1 else [count - 2, 1, 1]
 
 
-def _needed(sizes: Sequence[float]) -> str:
+def _needed(sizes: Sequence[float], noun: str) -> str:
     least = sum(sizes) if all(isinstance(size, int) for size in sizes) else len(SPLITS)
-    return f"a class needs {least} at least. Add pictures, or on_small: skip"
+    return f"a class needs {least} at least. Add {noun}s, or on_small: skip"
 
 
 def _alike(by_class: Mapping[str, Sequence[Sample]]) -> list[str]:

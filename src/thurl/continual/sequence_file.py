@@ -132,7 +132,7 @@ def benchmark_tasks(document: dict[str, Any], data: ClassData) -> Tasks:
     if document["pool_hash"] != data.pool_hash:
         raise DataError(
             f"the sequence was found in a pool with hash {document['pool_hash'][:16]}, this one has "
-            f"{data.pool_hash[:16]}: pictures, splits or aliases differ. Restore the pool, or search in this one"
+            f"{data.pool_hash[:16]}: samples, splits, aliases or prompts differ. Restore the pool, or search in it"
         )
     try:
         return tuple(tuple(data.number(uid) for uid in task) for task in document["tasks"])

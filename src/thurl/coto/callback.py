@@ -162,7 +162,7 @@ class CoToCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.controller is not None:
-            if state.is_world_process_zero:
+            if state.is_world_process_zero and args.should_save:
                 self._write(Path(args.output_dir))
             self.controller.detach()
 

@@ -7,6 +7,7 @@ its backward pass, which checkpointing would turn into a wrong gradient.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -123,10 +124,7 @@ class CoToController:
         self._idle = IdlePrefix(model) if idle_prefix else None
         model._coto_controller = self
         if total_steps is not None and total_steps < FEW_STEPS:
-            logger.warning(
-                "CoTo over %d optimizer steps: adapters are off for part of them and will be under-trained; use at "
-                "least %d.", total_steps, FEW_STEPS,
-            )  # fmt: skip
+            _warn_of_few_steps(total_steps)
         bias = getattr(getattr(model, "peft_config", {}).get(config.adapter_name), "bias", "none")
         if bias != "none":
             logger.warning(
@@ -379,6 +377,15 @@ class CoToController:
         """Rollouts of TRL run `generate` on the model in training mode, inside a step."""
         if callable(getattr(self._model, "generate", None)) and "generate" not in self._model.__dict__:
             self._model.generate = MethodType(_generate_with_all, self._model)
+
+
+@functools.cache  # once: a continual learner makes hundreds of runs of one length
+def _warn_of_few_steps(steps: int) -> None:
+    logger.warning(
+        "CoTo over %d optimizer steps: adapters are off for part of them and will be under-trained; use at least %d.",
+        steps,
+        FEW_STEPS,
+    )
 
 
 def _generate_with_all(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from thurl.errors import UsageError
 from thurl.text.answers import Rule, extract_answer
-from thurl.text.prompts import PromptStyle
+from thurl.text.prompts import PromptStyle, prompt_tokens
 from thurl.text.questions import Question
 
 
@@ -79,7 +79,7 @@ def answer_questions(
     if unknown:
         raise UsageError(f"{unknown} of {len(questions)} questions to evaluate on have no `answer` to compare with")
     state = PartialState()
-    prompts = [_tokens(tokenizer, style.prompt(question)) for question in questions]
+    prompts = [prompt_tokens(tokenizer, style.prompt(question)) for question in questions]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     mine = order[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []
@@ -117,12 +117,3 @@ def answer_questions(
         Reply(question, found[index], extract_answer(found[index], question.kind, rule))
         for index, question in enumerate(questions)
     ]
-
-
-def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]]) -> list[int]:
-    """As TRL tokenizes prompts: special tokens of the tokenizer for text, those of the template for a conversation."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    ids: Mapping[str, Any] = encoded
-    return list(ids["input_ids"])

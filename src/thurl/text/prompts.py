@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from thurl.errors import UsageError
 from thurl.text.questions import Question
 
 
-__all__ = ["PLACE", "PromptStyle", "training_rows"]
+__all__ = ["PLACE", "PromptStyle", "prompt_tokens", "training_rows"]
 
 PLACE = "{question}"
 
@@ -52,6 +52,15 @@ class PromptStyle:
     def completion(self, text: str) -> str | list[dict[str, str]]:
         """A completion in the form that goes with `prompt`."""
         return [{"role": "assistant", "content": text}] if self.chat else text
+
+
+def prompt_tokens(tokenizer: Any, prompt: str | list[dict[str, str]]) -> list[int]:
+    """As TRL tokenizes prompts: special tokens of the tokenizer for text, those of the template for a conversation."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    ids: Mapping[str, Any] = encoded
+    return list(ids["input_ids"])
 
 
 def training_rows(questions: Sequence[Question], style: PromptStyle) -> list[dict[str, Any]]:

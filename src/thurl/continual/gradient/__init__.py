@@ -13,6 +13,7 @@ from thurl.continual.gradient.first_task import APER, FirstTaskLearner, TunedRan
 from thurl.continual.gradient.icarl import ICaRL
 from thurl.continual.gradient.joint import Joint
 from thurl.continual.gradient.l2p import L2PLike
+from thurl.continual.gradient.language import LMLoRA, LMReplay
 from thurl.continual.gradient.lwf import LwF
 from thurl.continual.gradient.replay import ExperienceReplay
 from thurl.continual.gradient.slca import SLCALike
@@ -28,6 +29,8 @@ __all__ = [
     "ICaRL",
     "Joint",
     "L2PLike",
+    "LMLoRA",
+    "LMReplay",
     "LoRA",
     "LwF",
     "SLCALike",
