@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from thurl.continual.closed_form import SimpleCIL
-from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike, _Steps
+from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
 from thurl.continual.learner import learn_task, start, state_hash, task_accuracies
 from thurl.errors import UsageError
 
@@ -117,20 +116,6 @@ def test_features_are_those_of_the_encoder_as_it_is(encoder, data):
         learner.features(state, data, rows) @ state["head.weight"].T + state["head.bias"],
     )
     assert not torch.allclose(learner.features(state, data, rows), encoder(data.inputs[rows]))
-
-
-def test_steps_are_those_of_torch(encoder):
-    ours, theirs = copy.deepcopy(encoder), copy.deepcopy(encoder)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    step = _Steps(list(ours.parameters()), [0.1] * 4, 0.9, 0.01)
-    for seed in range(5):
-        inputs = torch.randn(7, 6, generator=torch.manual_seed(seed))
-        step(ours(inputs).square().mean())
-        optimizer.zero_grad()
-        theirs(inputs).square().mean().backward()
-        optimizer.step()
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, other)
 
 
 def test_bad_settings_and_inputs(encoder):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
-from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
+from thurl.continual.gradient import ExperienceReplay, Finetune, LoRA, SLCALike
 from thurl.continual.learner import Learner
 from thurl.errors import UsageError
 from thurl.messages import nearest
@@ -18,7 +18,7 @@ from thurl.messages import nearest
 __all__ = ["LEARNERS", "learners_of", "make_learner", "parse_learner"]
 
 LEARNERS: dict[str, type[Any]] = {
-    kind.name: kind for kind in (SimpleCIL, RanPAC, LDA, Finetune, ExperienceReplay, SLCALike)
+    kind.name: kind for kind in (SimpleCIL, RanPAC, LDA, Finetune, LoRA, ExperienceReplay, SLCALike)
 }
 """Name to class. Those that train an encoder take it as their first argument."""
 
