@@ -39,7 +39,8 @@ from cldyb_judge import Judge, margins, mean_margins, missed, tell
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from thurl.continual.baselines import best_of_random, myopic, proxy_hardest, random_sequences
+from thurl.continual.baselines import best_of_random, myopic, proxy_hardest
+from thurl.continual.candidates import Candidates
 from thurl.continual.class_data import ClassData
 from thurl.continual.contamination import knn_accuracy
 from thurl.continual.encoding import pooled
@@ -48,7 +49,8 @@ from thurl.continual.learners import learners_of, parse_learner
 from thurl.continual.mdp import SearchSettings
 from thurl.continual.pool_data import class_data
 from thurl.continual.prefix_store import PrefixStore
-from thurl.continual.search import Built, most_trainings, search_sequence
+from thurl.continual.sampling import keyed_generator
+from thurl.continual.search import Built, most_trainings, random_sequence, search_sequence
 from thurl.distillation.sources.idx import load_idx
 from thurl.training.results import write_results
 
@@ -63,8 +65,12 @@ SEARCH = SearchSettings(
 )  # fmt: skip
 CACHED = replace(SEARCH, tasks=2, simulations=4)
 """A shorter search, which is affordable without kept states."""
-SEARCHED = ("simplecil", "er", "slca")
-HELD_OUT = ("lda", "finetune")
+SEARCHED = (
+    "simplecil",
+    "er:epochs=4,batch_size=25,learning_rate=0.05,encoder_rate=0.02",
+    "slca:epochs=4,batch_size=25,learning_rate=0.05,encoder_rate=0.005,samples=64",
+)
+HELD_OUT = ("lda", "ranpac:width=300", "lora:rank=4,epochs=4,batch_size=25,learning_rate=0.003")
 RANDOM = 6
 BARS = {"p1": 0.15, "p1_each": 0.10, "p2": 0.10, "p3": 0.06, "p4_myopic": -0.02}
 """What each margin of `cldyb_judge.margins` must reach."""
@@ -101,26 +107,23 @@ def run(folder: Path, seed: int, report_seeds: int, workers: int = 1) -> dict[st
         with Evaluator(data, learners, seed=seed, store=store, workers=workers) as evaluator:
             joint = search_sequence(evaluator, settings, tell=lambda line: tell(seed, line))
             budget = joint.cost.trainings
-            found = {
-                "search": [joint],
-                "random": random_sequences(evaluator, settings, RANDOM),
-                "best of random": [best_of_random(evaluator, settings, budget)],
-                "myopic": [myopic(evaluator, settings, budget)],
-                "proxy hardest": [proxy_hardest(evaluator, settings)],
+            others = {
+                "best_of_random": best_of_random(evaluator, settings, budget),
+                "myopic": myopic(evaluator, settings, budget),
+                "proxy_hardest": proxy_hardest(evaluator, settings),
             }
+            candidates = Candidates(evaluator, settings)
+            drawn = [random_sequence(candidates, keyed_generator(seed, "random", number)) for number in range(RANDOM)]
         tell(seed, "all builders done")
         cost = {**search_cost(joint, len(learners)), **repeated(data, learners, seed, joint, store)}
         tell(seed, f"cost: {cost}")
         fresh = [1_000_000 + 10 * seed + number for number in range(report_seeds)]
         judge = Judge(data, [*learners, *held_out], len(learners), fresh, store, workers)
-        judged, builders = {}, {}
-        for name, sequences in found.items():
-            key = name.replace(" ", "_")
-            judged[key] = judge.metrics([item.tasks for item in sequences], seeds=1 if name == "random" else None)
-            trainings = float(np.mean([item.cost.trainings for item in sequences]))
-            builders[key] = {**judge.means(judged[key]), "trainings": trainings}
-            tell(seed, f"{name}: {builders[key]}")
+        judged = {"search": judge.metrics([joint.tasks]), "random": judge.metrics(drawn, seeds=1)}
+        judged |= {name: judge.metrics([item.tasks]) for name, item in others.items()}
         judge.close()
+    trainings = {"search": budget, "random": 0, **{name: item.cost.trainings for name, item in others.items()}}
+    builders = {name: {**judge.means(values), "trainings": trainings[name]} for name, values in judged.items()}
     chosen = [[data.classes[index] for index in task] for task in joint.tasks]
     return {
         "seed": seed,
