@@ -34,14 +34,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cldyb_domains import domain_pool, seven_domains
 from cldyb_judge import Judge, margins, mean_margins, missed, tell
-from sklearn.datasets import load_digits
 
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
-from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig, pretrain
+from thurl.continual.digit_domains import SIDE, digit_pool, informed_encoder
+from thurl.continual.encoders import MLPEncoder
 from thurl.continual.encoding import flat_input
 from thurl.continual.evaluator import Evaluator
 from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
@@ -169,22 +168,10 @@ def failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def digits(seed: int) -> tuple[ClassData, MLPEncoder, float]:
     """The pool, the encoder, and how well that fits what it was trained on."""
-    bundle = load_digits()
-    domains = seven_domains((bundle.images / 16).astype(np.float32), np.random.default_rng(seed))
-    torch.manual_seed(seed)
-    encoder = MLPEncoder(MLPEncoderConfig(side=8, hidden_sizes=[96, 32]))
-
-    def read(picture: Any) -> torch.Tensor:
-        return flat_input(picture, 8)
-
-    labelled = {name: (pictures, bundle.target) for name, pictures in domains.items()}
-    with domain_pool(labelled, sizes=SIZES, seed=seed) as pool:
-        blank = class_data(pool, encoder, read)
-        known = [index for index, uid in enumerate(blank.classes) if uid.startswith("orig/")]
-        rows = blank.rows(known, "train")
-        labels = torch.tensor([known.index(int(label)) for label in blank.labels[rows]])
-        fit = pretrain(encoder, blank.inputs[rows], labels, seed=seed)
-        return class_data(pool, encoder, read), encoder, fit
+    with tempfile.TemporaryDirectory() as place:
+        pool = digit_pool(Path(place), seed, sizes=SIZES)
+        encoder, fit = informed_encoder(pool, ["orig"], seed=seed)
+        return class_data(pool, encoder, lambda picture: flat_input(picture, SIDE)), encoder, fit
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
 
 DATA is a folder with the test part of MNIST as it is released (`t10k-images-idx3-ubyte.gz` and its labels).
 
-Pool: the digits as they are, turned by 90 degrees, inverted, with noise, blurred, with a fixed permutation of patches,
-inverted with more noise: 70 classes, which are all different things here. 25 pictures of each are for training, 20 give
-the search its reward, 25 are for the numbers below; no picture serves twice. Encoder: a transformers `ViTModel` (28 x 28
-pixels, patches of 7, 48 wide, 3 blocks), trained here on 340 other pictures of each digit as they are and on nothing
-else, as a pre-trained model has seen the kind of picture of some of a benchmark. Four tasks of five classes. Everything
-is drawn again with each seed. Every sequence is trained again and judged on pictures no search has seen: six random ones
-with one fresh seed each, the others with two.
+Pool: the digits as they are, turned by 90 degrees, inverted, with noise, blurred, with a fixed permutation of
+patches, inverted with more noise: 70 classes, which are all different things here. 20 pictures of each are for
+training, 20 give the search its reward, 25 are for the numbers below; no picture serves twice. Encoder: a transformers
+`ViTModel` (28 x 28 pixels, patches of 7, 48 wide, 3 blocks), trained here on 340 other pictures of each digit as they
+are and on nothing else, as a pre-trained model has seen the kind of picture of some of a benchmark. Four tasks of five
+classes. Everything is drawn again with each seed. Every sequence is trained again and judged on pictures no search has
+seen: six random ones with one fresh seed each, the others with two.
 
 Bars, from before the runs (means over the seeds; AA after the last task, mean over the learners of the search):
 
@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cldyb_domains import domain_pool, seven_domains
 from cldyb_judge import Judge, margins, mean_margins, missed, tell
 from torch import nn
 from transformers import ViTConfig, ViTModel
@@ -43,6 +42,7 @@ from thurl.continual.baselines import best_of_random, myopic, proxy_hardest
 from thurl.continual.candidates import Candidates
 from thurl.continual.class_data import ClassData
 from thurl.continual.contamination import knn_accuracy
+from thurl.continual.digit_domains import domain_pool, seven_domains
 from thurl.continual.encoding import pooled
 from thurl.continual.evaluator import Evaluator
 from thurl.continual.learners import learners_of, parse_learner
@@ -210,7 +210,8 @@ def digits(folder: Path, seed: int) -> tuple[ClassData, ViTModel, dict[str, floa
     def read(picture: Any) -> torch.Tensor:
         return torch.from_numpy(picture)[None] * 2 - 1
 
-    with domain_pool(domains, sizes=SIZES, seed=seed) as pool:
+    with tempfile.TemporaryDirectory() as place:
+        pool = domain_pool(Path(place), domains, seed, sizes=SIZES)
         return class_data(pool, encoder, read), encoder, {"fit": fit, "accuracy": accuracy, "wall_seconds": seconds}
 
 

@@ -13,8 +13,11 @@ from thurl.errors import DataError, UsageError
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from thurl.continual.class_data import ClassData
     from thurl.continual.learner import Learner
+    from thurl.continual.vision_encoders import LoadedEncoder
 
 __all__ = ["register"]
 
@@ -31,7 +34,10 @@ def register(app: typer.Typer) -> None:
 
 
 Pool = Annotated[Path, typer.Option("--pool", help="Manifest of the classes, from `thurl cldyb pool`.")]
-Encoder = Annotated[Path | None, typer.Option("--encoder", help="Folder of a saved MLPEncoder.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Folder of an MLPEncoder, a ViT, DeiT, DINOv2, CLIP or timm model; or the Hub's."),
+]
 Features = Annotated[
     Path | None, typer.Option("--features", help="Features of any encoder (.safetensors), for frozen learners.")
 ]
@@ -43,6 +49,10 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes; any n
 Cache = Annotated[
     Path | None, typer.Option("--cache", help="Folder of what was trained: a killed run goes on from it.")
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Features are computed on it; the first GPU where there is one.")
+]
+Memory = Annotated[float, typer.Option("--memory", min=0, help="GiB of prepared pictures each process keeps.")]
 Outside = Annotated[bool, typer.Option("--allow-outside", help="Accept pictures outside the manifest's folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -124,8 +134,16 @@ def search(
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Build the baselines of equal budget, too.")
     ] = True,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-template", help="For CLIP's zero-shot accuracy, {} the class; 'a photo of a {}.' if not given."
+        ),
+    ] = None,
     cache: Cache = None,
     workers: Workers = 1,
+    device: Device = None,
+    memory: Memory = 1.0,
     allow_outside: Outside = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -136,7 +154,7 @@ def search(
     names = learner or ["simplecil", "ranpac:width=2000"]
     from thurl.continual.baselines import build_baselines
     from thurl.continual.candidates import Candidates
-    from thurl.continual.contamination import knn_accuracy
+    from thurl.continual.contamination import class_contamination
     from thurl.continual.evaluator import Evaluator
     from thurl.continual.mdp import RewardSettings, SearchSettings
     from thurl.continual.prefix_store import PrefixStore
@@ -159,8 +177,9 @@ def search(
         target_quantile=quantile,
         seed=seed,
     )
-    data, learners = _loaded(pool, encoder, features, names, cache, allow_outside)
+    data, learners, loaded = _loaded(pool, encoder, features, names, cache, allow_outside, device, memory)
     settings.check_pool(data.groups)
+    known = class_contamination(data, _text_features(loaded, data, template))
     with Evaluator(data, learners, seed=seed, store=PrefixStore(cache), workers=workers) as evaluator:
         first = random_sequence(Candidates(evaluator, settings), keyed_generator(seed, "trial"))[:1]
         with evaluator.counted() as trial:
@@ -184,7 +203,6 @@ def search(
         )
         others = build_baselines(evaluator, settings, found.cost.trainings) if baselines else []
         document = sequence_document(evaluator, settings, found, others)
-    known = knn_accuracy(data)
     document["contamination"] = {uid: known[uid] for task in document["tasks"] for uid in task}
     write_sequence(output, document)
     if as_json:
@@ -207,6 +225,8 @@ def replay(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all runs into this .json.")] = None,
     cache: Cache = None,
     workers: Workers = 1,
+    device: Device = None,
+    memory: Memory = 1.0,
     allow_outside: Outside = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -225,7 +245,7 @@ def replay(
 
     document = read_sequence(sequence)
     names: list[Any] = list(learner) if learner else document["learners"]
-    data, learners = _loaded(pool, encoder, features, names, cache, allow_outside)
+    data, learners, _ = _loaded(pool, encoder, features, names, cache, allow_outside, device, memory)
     chosen = benchmark_tasks(document, data)
     if data.encoder != document.get("encoder"):
         typer.echo("warning: another encoder than in the search; the pool is the same", err=True)
@@ -285,10 +305,18 @@ def report(
 
 
 def _loaded(
-    pool: Path, encoder: Path | None, features: Path | None, names: list[Any], cache: Path | None, allow_outside: bool
-) -> tuple[ClassData, list[Learner]]:
+    pool: Path,
+    encoder: str | None,
+    features: Path | None,
+    names: list[Any],
+    cache: Path | None,
+    allow_outside: bool,
+    device: str | None,
+    memory: float,
+) -> tuple[ClassData, list[Learner], LoadedEncoder | None]:
     if (encoder is None) == (features is None):
         raise UsageError("give either --encoder, the folder of an encoder, or --features, a file of features")
+    from thurl.cli.devices import usable_device
     from thurl.continual.learners import learners_of, parse_learner
     from thurl.continual.pool import read_pool
     from thurl.continual.pool_data import class_data, class_data_from_features
@@ -296,19 +324,30 @@ def _loaded(
     options = [parse_learner(name) if isinstance(name, str) else name for name in names]
     if features is not None:
         learners = learners_of(options)
-        return class_data_from_features(read_pool(pool, allow_outside=allow_outside), features), learners
+        return class_data_from_features(read_pool(pool, allow_outside=allow_outside), features), learners, None
     assert encoder is not None
-    from thurl.continual.encoders import load_mlp_encoder
-    from thurl.continual.encoding import flat_input
+    from thurl.continual.vision_encoders import load_encoder
     from thurl.training.progress import quiet_libraries
 
     quiet_libraries()
-    model = load_mlp_encoder(encoder)
-    learners = learners_of(options, model)
-    manifest = read_pool(pool, allow_outside=allow_outside)
-    kept = None if cache is None else cache / "features"
-    trains = any(not learner.frozen_encoder for learner in learners)
-    side = model.config.side
-    return class_data(
-        manifest, model, lambda picture: flat_input(picture, side), keep_inputs=trains, cache=kept
-    ), learners
+    place = usable_device(device)
+    loaded = load_encoder(encoder)
+    learners = learners_of(options, loaded.model)
+    data = class_data(
+        read_pool(pool, allow_outside=allow_outside),
+        loaded.model,
+        loaded.preprocess,
+        keep_inputs=any(not learner.frozen_encoder for learner in learners),
+        memory=int(memory * 2**30),
+        cache=None if cache is None else cache / "features",
+        device=place,
+    )
+    return data, learners, loaded
+
+
+def _text_features(loaded: LoadedEncoder | None, data: ClassData, template: str | None) -> Tensor | None:
+    if loaded is None:
+        if template is not None:
+            raise UsageError("--prompt-template needs --encoder with a CLIP model; --features has no text tower")
+        return None
+    return loaded.text_features(data.classes, template)

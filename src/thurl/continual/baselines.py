@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,13 +25,15 @@ __all__ = ["BASELINES", "best_of_candidates", "best_of_random", "build_baselines
 
 
 def random_sequences(evaluator: Evaluator, settings: SearchSettings, count: int = 8) -> list[Built]:
-    """Sequences of uniformly drawn classes: what a fixed benchmark is."""
-    found = []
-    for number, tasks in enumerate(_random(evaluator, settings, count, "random")):
-        began = time.perf_counter()
+    """Sequences of uniformly drawn classes: what a fixed benchmark is. Each is said to take its share of the time."""
+    began, found = time.perf_counter(), []
+    sequences = _random(evaluator, settings, count, "random")
+    evaluator.evaluate(sequences)
+    for number, tasks in enumerate(sequences):
         with evaluator.counted() as cost:
             found.append(built(f"random {number + 1}", evaluator, settings, tasks, cost, began))
-    return found
+    share = (time.perf_counter() - began) / count
+    return [replace(item, wall=share) for item in found]
 
 
 def best_of_random(evaluator: Evaluator, settings: SearchSettings, budget: int) -> Built:
@@ -45,19 +48,27 @@ def best_of_candidates(evaluator: Evaluator, settings: SearchSettings, budget: i
 
     def sequences() -> list[Tasks]:
         found: list[Tasks] = []
-        with evaluator.counted() as spent:
-            # Paths repeat when there are few; a hundred in a row without a new training is all there is.
-            idle = 0
-            while spent.trainings < budget and idle < 100:
-                before = spent.trainings
-                generator = keyed_generator(settings.seed, "candidate sequence", len(found))
-                tasks: Tasks = ()
-                while len(tasks) < settings.tasks:
-                    children = candidates.clustered(tasks)
-                    tasks = (*tasks, children[generator.integers(len(children))])
-                    evaluator.evaluate([tasks])
-                found.append(tasks)
-                idle = idle + 1 if spent.trainings == before else 0
+        known: set[Tasks] = set()
+        learners = len(evaluator.learners)
+        # Paths repeat when there are few; a hundred in a row without a new training is all there is.
+        idle = 0
+        while (left := budget - len(known) * learners) > 0 and idle < 100:
+            # So many are tried in any case, however few of their beginnings are known: they train side by side.
+            sure = min(math.ceil(left / (settings.tasks * learners)), 100 - idle)
+            generators = [
+                keyed_generator(settings.seed, "candidate sequence", len(found) + number) for number in range(sure)
+            ]
+            block: list[Tasks] = [()] * sure
+            for _ in range(settings.tasks):
+                for number, generator in enumerate(generators):
+                    children = candidates.clustered(block[number])
+                    block[number] = (*block[number], children[generator.integers(len(children))])
+                evaluator.evaluate(block)
+            for tasks in block:
+                beginnings = {tasks[:length] for length in range(1, len(tasks) + 1)}
+                idle = idle + 1 if beginnings <= known else 0
+                known |= beginnings
+            found += block
         return found
 
     return _best_of("best of candidates", evaluator, settings, sequences)
@@ -96,8 +107,7 @@ def proxy_hardest(evaluator: Evaluator, settings: SearchSettings) -> Built:
     tasks: Tasks = ()
     with evaluator.counted() as cost:
         for _ in range(settings.tasks):
-            found = candidates.sampled(tasks)
-            tasks = (*tasks, found[int(candidates.hardness(tasks, found).argmax())])
+            tasks = (*tasks, candidates.hardest(tasks))
             evaluator.evaluate([tasks])
         return built("proxy hardest", evaluator, settings, tasks, cost, began)
 
@@ -112,9 +122,11 @@ BASELINES: dict[str, Callable[[Evaluator, SearchSettings, int], list[Built]]] = 
 """Name to builder; the last argument is the number of trainings the search took."""
 
 
-def build_baselines(evaluator: Evaluator, settings: SearchSettings, budget: int) -> list[Built]:
-    """All of `BASELINES`, one after the other."""
-    return [found for build in BASELINES.values() for found in build(evaluator, settings, budget)]
+def build_baselines(
+    evaluator: Evaluator, settings: SearchSettings, budget: int, names: Sequence[str] = tuple(BASELINES)
+) -> list[Built]:
+    """Those of `BASELINES`, one after the other."""
+    return [found for name in names for found in BASELINES[name](evaluator, settings, budget)]
 
 
 def _random(evaluator: Evaluator, settings: SearchSettings, count: int, purpose: str) -> list[Tasks]:

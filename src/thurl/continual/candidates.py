@@ -79,7 +79,8 @@ class Candidates:
         self.evaluator = evaluator
         self.settings = settings
         self._proxy: ClosedFormProxy | None = None
-        self._sampled: dict[Tasks, tuple[list[Task], list[Array]]] = {}
+        self._sampled: dict[Tasks, list[Task]] = {}
+        self._embeddings: dict[Tasks, Array] = {}
         self._clustered: dict[Tasks, list[Task]] = {}
 
     @property
@@ -96,13 +97,21 @@ class Candidates:
 
     def sampled(self, tasks: Tasks) -> list[Task]:
         """Before clustering."""
-        return self._sample(tasks)[0]
+        if tasks not in self._sampled:
+            self._sampled[tasks] = self.evaluator.ranks.agree(lambda: self._sample(tasks))
+        return self._sampled[tasks]
 
     def clustered(self, tasks: Tasks) -> list[Task]:
         """What a node of the tree has as children, in a fixed order; empty where too few classes are left."""
         if tasks not in self._clustered:
-            self._clustered[tasks] = self._cluster(tasks)
+            self.sampled(tasks)
+            self._clustered[tasks] = self.evaluator.ranks.agree(lambda: self._cluster(tasks))
         return self._clustered[tasks]
+
+    def hardest(self, tasks: Tasks) -> Task:
+        """Of the sampled ones for SimpleCIL, see `hardness`."""
+        found = self.sampled(tasks)
+        return self.evaluator.ranks.agree(lambda: found[int(self.hardness(tasks, found).argmax())])
 
     def random(self, tasks: Tasks, generator: np.random.Generator) -> Task | None:
         """A uniform task of free classes."""
@@ -115,19 +124,18 @@ class Candidates:
         return -values if self.settings.reward.easiest else values
 
     def _cluster(self, tasks: Tasks) -> list[Task]:
-        found, prototypes = self._sample(tasks)
+        found = self._sampled[tasks]
         if not found:
             return []
-        responses = None
+        embeddings = self._embeddings.pop(tasks)
         if self.settings.responses:
             responses = np.array([self.proxy.responses(tasks, task) for task in found])
-        labels = cluster_labels(task_embeddings(found, prototypes, responses), self.settings.clusters)
+            embeddings = np.concatenate([embeddings, task_embeddings(found, (), responses)], axis=1)
+        labels = cluster_labels(embeddings, self.settings.clusters)
         hardness = self.hardness(tasks, found) if self.settings.pick == "hardest" else None
         return [found[row] for row in pick_members(labels, self.generator(tasks, "pick"), hardness)]
 
-    def _sample(self, tasks: Tasks) -> tuple[list[Task], list[Array]]:
-        if tasks in self._sampled:
-            return self._sampled[tasks]
+    def _sample(self, tasks: Tasks) -> list[Task]:
         settings, groups = self.settings, self.evaluator.data.groups
         free = free_classes(groups, tasks)
         prototypes = self._prototypes(tasks, free)
@@ -141,8 +149,9 @@ class Candidates:
             task = self.random(tasks, generator)
             if task is not None and frozenset(task) not in map(frozenset, found):
                 found.append(task)
-        self._sampled[tasks] = (found, prototypes)
-        return self._sampled[tasks]
+        if found:
+            self._embeddings[tasks] = task_embeddings(found, prototypes)
+        return found
 
     def _prototypes(self, tasks: Tasks, free: Sequence[int]) -> list[Array]:
         """Class prototypes under each encoder, [C, D]; 0 for classes that are not free."""

@@ -55,7 +55,9 @@ class ClassData:
         labels: class number of each sample, int64 [N].
         splits: one of `SPLITS` for each sample.
         features: float [N, D] of the frozen encoder; every learner with a frozen encoder reads them.
-        inputs: what a trainable encoder reads: a tensor [N, ...], or anything that gives one for int64 row numbers.
+        inputs: what a trainable encoder reads: a tensor [N, ...], or an object that gives [n, ...] for int64 row
+            numbers [n] and has an `identity`, a text that changes with what it gives
+            (`thurl.continual.picture_inputs.PictureInputs`). It is pickled where several processes train.
         encoder: fingerprint of the encoder that made `features`.
         pool_hash: of the pool the samples come from.
         groups: number of the alias group of each class; classes of one group never meet in a sequence.
@@ -109,6 +111,8 @@ class ClassData:
             if isinstance(tensor, torch.Tensor):
                 digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if self.inputs is not None and not isinstance(self.inputs, torch.Tensor):
+            digest.update(self.inputs.identity.encode())
         return digest.hexdigest()
 
     def rows(self, classes: Iterable[int], split: str) -> torch.Tensor:
@@ -165,7 +169,10 @@ class ClassData:
             problems.append(f"splits {', '.join(map(repr, unknown))}: choose from {', '.join(SPLITS)}")
         if self.features is not None and (self.features.ndim != 2 or len(self.features) != count):
             problems.append(f"features are {tuple(self.features.shape)}; they must be [{count}, D]")
-        if isinstance(self.inputs, torch.Tensor) and len(self.inputs) != count:
+        if self.inputs is not None and not isinstance(self.inputs, torch.Tensor):
+            if not isinstance(getattr(self.inputs, "identity", None), str):
+                problems.append(f"inputs are a {type(self.inputs).__name__} without a text `identity`; give it one")
+        if hasattr(self.inputs, "__len__") and len(self.inputs) != count:
             problems.append(f"{len(self.inputs)} inputs for {count} labels; there must be one each")
         if len(self.groups) != len(self.classes):
             problems.append(f"{len(self.groups)} alias groups for {len(self.classes)} classes; there must be one each")

@@ -17,7 +17,19 @@ from thurl.continual.ridge import cosine_logits
 from thurl.errors import UsageError
 
 
-__all__ = ["clip_text_features", "knn_accuracy", "zero_shot_accuracy"]
+__all__ = ["class_contamination", "clip_text_features", "knn_accuracy", "zero_shot_accuracy"]
+
+
+def class_contamination(
+    data: ClassData, text: torch.Tensor | None = None, *, split: str = "val"
+) -> dict[str, dict[str, float]]:
+    """What a sequence file says of each class: `knn`, see `knn_accuracy`, and with text features `zero_shot`, see
+    `zero_shot_accuracy`.
+    """
+    found = {"knn": knn_accuracy(data, split=split)}
+    if text is not None:
+        found["zero_shot"] = zero_shot_accuracy(data, text, split=split)
+    return {uid: {name: values[uid] for name, values in found.items()} for uid in data.classes}
 
 
 def knn_accuracy(data: ClassData, *, neighbours: int = 5, split: str = "val") -> dict[str, float]:
@@ -73,12 +85,26 @@ def clip_text_features(
     Args:
         classes: `class_uid`s; what stands after the last slash is the name, `_` and `-` are read as spaces.
         template: with `{}` for the name.
+
+    Raises:
+        UsageError: a template without `{}`, or with anything else to fill in.
     """
+    try:
+        whole = template.format("a") != template.format("b")
+    except (IndexError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise UsageError(f"prompt template {template!r}: there must be one {{}} for the name of the class")
     names = [uid.rpartition("/")[2].replace("_", " ").replace("-", " ") for uid in classes]
-    words = tokenizer([template.format(name) for name in names], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        output = model.get_text_features(**words)
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
+    longest = model.config.text_config.max_position_embeddings
+    found = []
+    for first in range(0, len(names), 256):
+        texts = [template.format(name) for name in names[first : first + 256]]
+        words = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        with torch.no_grad():
+            output = model.get_text_features(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
+        found.append(output if isinstance(output, torch.Tensor) else output.pooler_output)
+    return torch.cat(found)
 
 
 def _per_class(data: ClassData, rows: torch.Tensor, predicted: torch.Tensor) -> dict[str, float]:

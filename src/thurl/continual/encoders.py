@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from thurl.continual.encoding import pooled
-from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.errors import DataError, UsageError
 
 
-__all__ = ["MLPEncoder", "MLPEncoderConfig", "load_mlp_encoder", "pretrain"]
+__all__ = ["MLPEncoder", "MLPEncoderConfig", "pretrain"]
 
 
 class MLPEncoderConfig(PreTrainedConfig):
@@ -62,28 +59,6 @@ class MLPEncoder(PreTrainedModel):
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
         """Features of pictures, float [B, side * side] in [0, 1]: `pooler_output`, [B, hidden_sizes[-1]]."""
         return BaseModelOutputWithPooling(pooler_output=self.layers(pixel_values))
-
-
-def load_mlp_encoder(folder: str | os.PathLike[str]) -> MLPEncoder:
-    """An encoder saved by `save_pretrained`, from this machine alone.
-
-    Raises:
-        MissingRequirementError: no such folder, or no weights in it.
-        UsageError: a model of another kind.
-    """
-    place = Path(folder)
-    try:
-        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise MissingRequirementError(f"{folder}: no encoder: {error}; save one with `save_pretrained`") from error
-    if kind != MLPEncoderConfig.model_type:
-        raise UsageError(
-            f"{folder}: a {kind!r} model; this loads {MLPEncoderConfig.model_type!r}. The features of any other "
-            "encoder are taken from a file (thurl.continual.features.encode)"
-        )
-    if not (place / "model.safetensors").is_file():
-        raise MissingRequirementError(f"{folder}: no model.safetensors; save the encoder again")
-    return MLPEncoder.from_pretrained(place, local_files_only=True).eval()
 
 
 def pretrain(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,16 @@ def flat_input(picture: Image.Image | np.ndarray[Any, Any], side: int) -> torch.
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change."""
+    """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change.
+
+    The configuration is `encoder.config`, one of transformers or a mapping.
+    """
     digest = hashlib.sha256(type(encoder).__name__.encode())
-    config = getattr(encoder, "config", None)
-    if config is not None and hasattr(config, "to_diff_dict"):
-        kept = {key: value for key, value in config.to_diff_dict().items() if key not in _UNSTABLE}
+    config: Any = getattr(encoder, "config", None)
+    if hasattr(config, "to_diff_dict"):
+        config = config.to_diff_dict()
+    if isinstance(config, Mapping):
+        kept = {key: value for key, value in config.items() if key not in _UNSTABLE}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()

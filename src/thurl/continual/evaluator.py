@@ -1,8 +1,8 @@
 """Trains learners on sequences of tasks and reads their accuracies, once each, in one process or several.
 
 A job is one learner on one sequence; it trains on from the state after the sequence without its last task. Jobs depend
-on nothing but their key, each runs on one thread, and results are looked up by key: any number of processes gives the
-same numbers in the same places.
+on nothing but their key, each runs on one thread, and results are looked up by key: any number of processes, started
+here (`workers`) or by `accelerate launch`, gives the same numbers in the same places.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from thurl.continual.class_data import ClassData
 from thurl.continual.learner import Learner, LearnerError, State, learn_task, start, task_accuracies
 from thurl.continual.prefix_store import Outcome, PrefixStore, prefix_key
+from thurl.continual.ranks import Ranks
 from thurl.errors import UsageError
 
 
@@ -59,9 +60,11 @@ class Evaluator:
         split: the accuracies are of; a search must not see "test".
         store: kept outcomes; in memory when None.
         workers: processes; 1 trains in this one.
+        ranks: processes that run the same search and divide the jobs; those of the launch when None. Their store needs
+            a folder that all of them see; without one, the first makes one on its machine.
 
     Raises:
-        UsageError: no learner, two of one name, or a wrong number of workers.
+        UsageError: no learner, two of one name, a wrong number of workers, or a folder that a process does not see.
     """
 
     def __init__(
@@ -73,13 +76,19 @@ class Evaluator:
         split: str = "val",
         store: PrefixStore | None = None,
         workers: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = Ranks.of_launch() if ranks is None else ranks
         names = [learner.name for learner in learners]
         problems = []
         if not names or len(set(names)) != len(names):
             problems.append(f"learners are {names}; there must be one at least, and each needs a name of its own")
         if workers < 1:
             problems.append(f"workers is {workers}; it must be 1 or more")
+        if workers > 1 and self.ranks.size > 1:
+            problems.append(
+                f"workers is {workers}, but this launch has {self.ranks.size} processes already; leave it out"
+            )
         if seed < 0:
             problems.append(f"seed is {seed}; it must be 0 or more")
         if problems:
@@ -90,13 +99,19 @@ class Evaluator:
         self.split = split
         self.workers = workers
         self._place: tempfile.TemporaryDirectory[str] | None = None
-        if workers > 1 and (store is None or store.folder is None):
+        several = workers > 1 or self.ranks.size > 1
+        if several and (store is None or store.folder is None):
             # Processes hand their results over in files.
-            self._place = tempfile.TemporaryDirectory(prefix="thurl-cldyb-")
-            store = PrefixStore(Path(self._place.name))
+            if self.ranks.rank == 0:
+                self._place = tempfile.TemporaryDirectory(prefix="thurl-cldyb-")
+            place = self.ranks.agree(lambda: self._place and self._place.name)
+            store = PrefixStore(Path(str(place)))
+        if store is not None and store.folder is not None:
+            self.ranks.check_shared(store.folder)
         self.store = PrefixStore() if store is None else store
         self._pool: ProcessPoolExecutor | None = None
         self._known: dict[tuple[int, Tasks], tuple[tuple[float, ...], float]] = {}
+        self._pace = [1.0] * len(self.learners)
         self._counters: list[tuple[Cost, set[tuple[int, Tasks]]]] = []
 
     def __enter__(self) -> Evaluator:
@@ -153,6 +168,11 @@ class Evaluator:
             self._counters = [other for other in self._counters if other is not entry]
 
     @property
+    def processes(self) -> int:
+        """How many train at the same time at most."""
+        return max(self.workers, self.ranks.size)
+
+    @property
     def _context(self) -> _Context:
         return _Context(self.data, self.learners, self.seed, self.split, self.store)
 
@@ -166,10 +186,15 @@ class Evaluator:
     def _run(self, jobs: Sequence[tuple[int, Tasks]]) -> None:
         for job, (accuracies, seconds, trained) in zip(jobs, self._results(jobs), strict=True):
             self._known[job] = (accuracies, seconds)
+            self._pace[job[0]] = seconds
             for cost, _ in self._counters:
                 cost.trained += trained
 
     def _results(self, jobs: Sequence[tuple[int, Tasks]]) -> Iterator[tuple[tuple[float, ...], float, int]]:
+        if self.ranks.size > 1:
+            expected = [self._pace[index] for index, _ in jobs]
+            yield from self.ranks.share(jobs, lambda job: _do(self._context, *job), expected)
+            return
         if self.workers == 1 or not jobs:
             for index, tasks in jobs:
                 yield _do(self._context, index, tasks)
@@ -217,12 +242,21 @@ def _outcome(context: _Context, index: int, tasks: Tasks) -> tuple[Outcome, int]
     before, trained = _outcome(context, index, tasks[:-1])
     began = time.perf_counter()
     with one_thread():
-        state = learn_task(learner, before.state, data.task(tasks[-1]), seed + len(tasks) - 1)
+        learned = learn_task(learner, before.state, data.task(tasks[-1]), seed + len(tasks) - 1)
+        state = _laid_out(learned, before.state)
         accuracies = task_accuracies(learner, state, data, tasks, context.split)
     outcome = Outcome(state, tuple(accuracies), time.perf_counter() - began)
     parent = prefix_key(learner, data, tasks[:-1], seed=seed, split=context.split) if len(tasks) > 1 else None
     store.put(key, outcome, parent)
     return outcome, trained + 1
+
+
+def _laid_out(state: State, before: State) -> State:
+    """As a file gives it back: products of matrices depend on how they lie in memory."""
+    return {
+        name: value if value is before.get(name) else value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def encode(
     folder: Path | None = None,
     preprocessing: str = "",
     batch_size: int = 64,
+    device: torch.device | str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Features of all pictures, float32 [N, D], in evaluation mode and without gradients.
@@ -37,6 +38,7 @@ def encode(
         folder: features are read from and kept in `folder`/<fingerprint>.safetensors.
         preprocessing: a name for what `inputs` does, where one encoder is used with several; each has its own file.
         batch_size: pictures at a time.
+        device: to compute on; that of the encoder when None, to which it also returns. The result is on the CPU.
         advance: told the number of pictures done.
 
     Raises:
@@ -47,20 +49,21 @@ def encode(
     kept = read_features(path, encoder_hash) if path is not None and path.exists() else {}
     lacking = list({digest: row for row, digest in reversed(list(enumerate(digests))) if digest not in kept}.values())
     lacking.sort()
-    training = encoder.training
-    encoder.eval()
+    training, own = encoder.training, next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    place = own if device is None else torch.device(device)
+    encoder.eval().to(place)
     try:
         with torch.no_grad():
             for first in range(0, len(lacking), batch_size):
                 rows = lacking[first : first + batch_size]
-                found = pooled(encoder, inputs(rows)).float()
+                found = pooled(encoder, inputs(rows).to(place)).float().cpu()
                 if not bool(found.isfinite().all()):
                     raise DataError(f"the encoder gives features that are NaN or infinite for pictures {rows[:3]} ...")
                 kept.update(zip([digests[row] for row in rows], found, strict=True))
                 if advance is not None:
                     advance(first + len(rows))
     finally:
-        encoder.train(training)
+        encoder.train(training).to(own)
     if path is not None and lacking:
         names = sorted(kept)
         write_tensors(

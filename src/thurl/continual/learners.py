@@ -15,7 +15,7 @@ from thurl.errors import UsageError
 from thurl.messages import nearest
 
 
-__all__ = ["LEARNERS", "learners_of", "make_learner", "parse_learner"]
+__all__ = ["LEARNERS", "learner_options", "learners_of", "make_learner", "parse_learner"]
 
 LEARNERS: dict[str, type[Any]] = {
     kind.name: kind for kind in (SimpleCIL, RanPAC, LDA, Finetune, LoRA, ExperienceReplay, SLCALike)
@@ -78,15 +78,24 @@ def learners_of(all_options: Sequence[dict[str, Any]], encoder: nn.Module | None
     return found
 
 
+def learner_options(name: str) -> dict[str, inspect.Parameter]:
+    """What may be set of a learner, with its annotation and default.
+
+    Args:
+        name: of `LEARNERS`.
+    """
+    valid: dict[str, inspect.Parameter] = {}
+    for kind in reversed(LEARNERS[name].__mro__):
+        if "__init__" in vars(kind) and kind is not object:
+            valid |= inspect.signature(kind, eval_str=True).parameters
+    return {key: value for key, value in valid.items() if key not in ("encoder", "settings")}
+
+
 def _check(options: dict[str, Any]) -> None:
     name = options.get("name")
     if name not in LEARNERS:
         raise UsageError(f"learner {name!r}: choose from {', '.join(sorted(LEARNERS))}{nearest(name, LEARNERS)}")
-    valid: dict[str, Any] = {}
-    for kind in reversed(LEARNERS[name].__mro__):
-        if "__init__" in vars(kind) and kind is not object:
-            valid |= inspect.signature(kind).parameters
-    valid = {key: value for key, value in valid.items() if key not in ("encoder", "settings")}
+    valid = learner_options(name)
     unknown = [key for key in options if key != "name" and key not in valid]
     if unknown:
         raise UsageError(

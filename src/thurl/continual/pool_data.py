@@ -13,9 +13,8 @@ from torch import nn
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.features import encode, features_key, read_features
+from thurl.continual.picture_inputs import PictureInputs, PicturePreprocessing, read_pictures
 from thurl.continual.pool import ClassPool, raise_problems
-from thurl.continual.pool_sources import read_picture
-from thurl.errors import DataError
 
 
 __all__ = ["class_data", "class_data_from_features"]
@@ -27,36 +26,52 @@ Preprocess = Callable[[Image.Image | np.ndarray[Any, Any]], torch.Tensor]
 def class_data(
     pool: ClassPool,
     encoder: nn.Module,
-    preprocess: Preprocess,
+    preprocess: Preprocess | PicturePreprocessing,
     *,
     keep_inputs: bool = True,
+    memory: int = 2**30,
     cache: Path | None = None,
     preprocessing: str = "",
     batch_size: int = 64,
+    device: torch.device | str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> ClassData:
     """Features of every picture by `encoder`, and the inputs themselves for learners that train on.
 
     Args:
-        preprocess: a picture as the encoder reads it.
-        keep_inputs: hold all inputs in memory; False reads only pictures whose features are not in the cache.
-        cache, preprocessing: folder of kept features, and a name for `preprocess`, see
+        preprocess: a picture as the encoder reads it. With a `PicturePreprocessing` the inputs are read from the
+            pictures whenever they are asked for; any other function's inputs are held in memory as one tensor.
+        keep_inputs: hold that tensor; False reads only pictures whose features are not in the cache.
+        memory: bytes of prepared pictures that may be kept, see `PictureInputs`.
+        cache, preprocessing: folder of kept features, and a name for `preprocess` where it has none of its own, see
             `thurl.continual.features.encode`.
         batch_size: pictures encoded at a time.
+        device: to encode on; the encoder's own when None. Features are on the CPU.
         advance: told the number of pictures encoded.
 
     Raises:
         DataError: pictures that are missing, changed or cannot be decoded (the first 20 and the count), or features
             that are NaN or infinite.
     """
-    inputs = _read(pool, range(len(pool.images)), preprocess) if keep_inputs else None
-
-    def read(rows: Sequence[int]) -> torch.Tensor:
-        return inputs[list(rows)] if inputs is not None else _read(pool, rows, preprocess)
-
-    digests = [item.sha256 for item in pool.images]
+    inputs: torch.Tensor | PictureInputs | None
+    if isinstance(preprocess, PicturePreprocessing):
+        inputs = lazy = PictureInputs(pool, preprocess, memory)
+        read: Callable[[Sequence[int]], torch.Tensor] = lazy.__getitem__
+        preprocessing = preprocess.name
+    elif keep_inputs:
+        inputs = whole = torch.stack(read_pictures(pool, range(len(pool.images)), preprocess))
+        read = lambda rows: whole[list(rows)]  # noqa: E731
+    else:
+        inputs, read = None, lambda rows: torch.stack(read_pictures(pool, rows, preprocess))
     features = encode(
-        encoder, digests, read, folder=cache, preprocessing=preprocessing, batch_size=batch_size, advance=advance
+        encoder,
+        [item.sha256 for item in pool.images],
+        read,
+        folder=cache,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
     )
     return _bundle(pool, features, inputs, features_key(encoder, preprocessing))
 
@@ -77,19 +92,9 @@ def class_data_from_features(pool: ClassPool, path: Path, *, encoder: str | None
     return _bundle(pool, features, None, encoder or path.stem)
 
 
-def _read(pool: ClassPool, rows: Sequence[int], preprocess: Preprocess) -> torch.Tensor:
-    found, problems = [], []
-    for row in rows:
-        item = pool.images[row]
-        try:
-            found.append(preprocess(read_picture(item.image, pool.root, item.sha256)))
-        except DataError as error:
-            problems.append(str(error))
-    raise_problems(problems, "pictures of the pool that cannot be used")
-    return torch.stack(found)
-
-
-def _bundle(pool: ClassPool, features: torch.Tensor, inputs: torch.Tensor | None, encoder: str) -> ClassData:
+def _bundle(
+    pool: ClassPool, features: torch.Tensor, inputs: torch.Tensor | PictureInputs | None, encoder: str
+) -> ClassData:
     number = {uid: index for index, uid in enumerate(pool.classes)}
     return ClassData(
         pool.classes,

@@ -21,7 +21,7 @@ from thurl.continual.prefix_store import PrefixStore
 from thurl.errors import UsageError
 
 
-__all__ = ["ranking_agreement", "replay", "transfer_matrix"]
+__all__ = ["agreements", "ranking_agreement", "replay", "replay_all", "transfer_matrix"]
 
 
 def replay(
@@ -52,6 +52,21 @@ def replay(
         UsageError: seeds that are not fresh.
         LearnerError: a learner failed.
     """
+    options: dict[str, Any] = {"seeds": seeds, "search_seed": search_seed, "store": store, "workers": workers}
+    return replay_all(data, learners, {"": tasks}, **options)[""]
+
+
+def replay_all(
+    data: ClassData,
+    learners: Sequence[Learner],
+    sequences: Mapping[str, Tasks],
+    *,
+    seeds: Sequence[int],
+    search_seed: int | None = None,
+    store: PrefixStore | None = None,
+    workers: int = 1,
+) -> dict[str, dict[str, Any]]:
+    """`replay` of several sequences by name, which train side by side where there are several processes."""
     problems = []
     if not seeds or len(set(seeds)) != len(seeds):
         problems.append(f"seeds are {list(seeds)}; give different ones, three or more for a spread")
@@ -59,18 +74,24 @@ def replay(
         problems.append(f"seed {search_seed} is that of the search, whose results were selected; take fresh ones")
     if problems:
         raise UsageError(problems)
-    sizes = [len(data.rows(task, "test")) for task in tasks]
-    runs: dict[str, list[dict[str, Any]]] = {learner.name: [] for learner in learners}
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {
+        name: {learner.name: [] for learner in learners} for name in sequences
+    }
     for seed in seeds:
         with Evaluator(data, learners, seed=seed, split="test", store=store, workers=workers) as evaluator:
-            evaluator.evaluate([tasks])
-            for index, learner in enumerate(learners):
-                rows = evaluator.accuracies(tasks, index)
-                metrics = continual_metrics(rows)
-                metrics["sample_weighted"] = float(sample_weighted_accuracy(rows, sizes)[-1])
-                record = {"seed": seed, "accuracies": [list(row) for row in rows], "metrics": metrics}
-                runs[learner.name].append(record)
-    return {"seeds": list(seeds), "learners": {name: _summary(found) for name, found in runs.items()}}
+            evaluator.evaluate(sequences.values())
+            for name, tasks in sequences.items():
+                sizes = [len(data.rows(task, "test")) for task in tasks]
+                for index, learner in enumerate(learners):
+                    rows = evaluator.accuracies(tasks, index)
+                    metrics = continual_metrics(rows)
+                    metrics["sample_weighted"] = float(sample_weighted_accuracy(rows, sizes)[-1])
+                    record = {"seed": seed, "accuracies": [list(row) for row in rows], "metrics": metrics}
+                    runs[name][learner.name].append(record)
+    return {
+        name: {"seeds": list(seeds), "learners": {learner: _summary(found) for learner, found in of.items()}}
+        for name, of in runs.items()
+    }
 
 
 def transfer_matrix(replays: Mapping[str, Mapping[str, Any]], metric: str = "aa") -> dict[str, dict[str, float]]:
@@ -99,6 +120,20 @@ def ranking_agreement(first: Mapping[str, float], second: Mapping[str, float]) -
     if len(names) < 2:
         return float("nan")
     return float(kendalltau([first[name] for name in names], [second[name] for name in names]).statistic)
+
+
+def agreements(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`ranking_agreement` of every two benchmarks, by `first / second`.
+
+    Args:
+        scores: benchmark -> learner -> score.
+    """
+    names = list(scores)
+    return {
+        f"{first} / {second}": ranking_agreement(scores[first], scores[second])
+        for place, first in enumerate(names)
+        for second in names[place + 1 :]
+    }
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

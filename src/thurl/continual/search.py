@@ -86,6 +86,7 @@ def search_sequence(evaluator: Evaluator, settings: SearchSettings, *, tell: Tel
                 scale=settings.scale,
                 early_stop=settings.early_stop,
                 tree=tree if settings.keep_subtree else None,
+                prepare=problem.prepare,
             )
             child = tree.best(settings.commit)
             steps.append(_record(problem, tree, child, len(candidates.sampled(tasks)), cost))
@@ -143,18 +144,15 @@ def with_targets(evaluator: Evaluator, settings: SearchSettings) -> SearchSettin
         return settings
     settings.check_pool(evaluator.data.groups)
     candidates = Candidates(evaluator, replace(settings, candidates="greedy"))
-    sequences: list[Tasks] = []
-    for number in range(settings.references):
-        generator = keyed_generator(settings.seed, "reference", number)
-        if number % 2 == 0:
-            sequences.append(random_sequence(candidates, generator))
-            continue
-        tasks: Tasks = ()
-        while len(tasks) < settings.tasks:
-            evaluator.evaluate([tasks] if tasks else [])
-            found = candidates.sampled(tasks)
-            tasks = (*tasks, found[generator.integers(len(found))])
-        sequences.append(tasks)
+    generators = [keyed_generator(settings.seed, "reference", number) for number in range(settings.references)]
+    sequences = [random_sequence(candidates, generator) for generator in generators[::2]]
+    drawn: list[Tasks] = [()] * len(generators[1::2])
+    for _ in range(settings.tasks):
+        for number, generator in enumerate(generators[1::2]):
+            found = candidates.sampled(drawn[number])
+            drawn[number] = (*drawn[number], found[generator.integers(len(found))])
+        evaluator.evaluate(drawn)
+    sequences += drawn
     evaluator.evaluate(sequences)
     learners = range(len(evaluator.learners))
     reached = np.array(
@@ -178,6 +176,9 @@ class _Ahead:
             tasks = (*tasks, self.candidates.clustered(tasks)[child])
         return tasks
 
+    def prepare(self, paths: Sequence[Path]) -> None:
+        self.evaluator.evaluate([self.tasks(path) for path in paths])
+
     def children(self, path: Path) -> int:
         tasks = self.tasks(path)
         if tasks:
@@ -196,7 +197,8 @@ class _Ahead:
 
 
 def _record(problem: _Ahead, tree: Tree, child: int, sampled: int, cost: Cost) -> dict[str, Any]:
-    """A step for the log: the tree with the classes of every node."""
+    """A step for the log: the tree with the classes of every node. `path_trainings` is what its simulations and the
+    committed task would have trained if no state below the root had been kept."""
     names = problem.evaluator.data.classes
     nodes = []
     for path in sorted(tree.visits):
@@ -216,6 +218,7 @@ def _record(problem: _Ahead, tree: Tree, child: int, sampled: int, cost: Cost) -
         "committed": child,
         "simulations": len(tree.trace),
         "trainings": cost.trainings,
+        "path_trainings": len(problem.evaluator.learners) * (1 + sum(len(item.path) for item in tree.trace)),
         "nodes": nodes,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,18 @@ from thurl.errors import DataError, UsageError
 from thurl.training.results import environment, plain, write_atomically
 
 
-__all__ = ["FORMAT", "benchmark_tasks", "builder_record", "read_sequence", "sequence_document", "write_sequence"]
+__all__ = [
+    "FORMAT",
+    "benchmark_tasks",
+    "builder_record",
+    "contamination",
+    "read_sequence",
+    "sequence_document",
+    "write_sequence",
+]
 
-FORMAT = 1
-"""Version of the layout; a reader refuses a newer one."""
+FORMAT = 2
+"""Version of the layout; a reader refuses a newer one. In 1, `contamination` held the `knn` of each class alone."""
 
 _KEYS = {
     "pool_hash": str,
@@ -130,6 +138,14 @@ def benchmark_tasks(document: dict[str, Any], data: ClassData) -> Tasks:
         return tuple(tuple(data.number(uid) for uid in task) for task in document["tasks"])
     except UsageError as error:
         raise DataError(f"the sequence file was changed: {error}") from None
+
+
+def contamination(document: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """How well the frozen encoder knows the classes of a sequence file: class to `knn` and, with CLIP, `zero_shot`,
+    see `thurl.continual.contamination.class_contamination`. Empty where it was not measured.
+    """
+    found = document.get("contamination") or {}
+    return {uid: dict(value) if isinstance(value, dict) else {"knn": value} for uid, value in found.items()}
 
 
 def _task_problems(tasks: Sequence[Any]) -> list[str]:

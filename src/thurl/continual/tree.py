@@ -99,6 +99,7 @@ def tree_search(
     scale: str = "none",
     early_stop: bool = False,
     tree: Tree | None = None,
+    prepare: Callable[[Sequence[Path]], None] | None = None,
 ) -> Tree:
     """Simulate; see the module for the rules.
 
@@ -114,6 +115,8 @@ def tree_search(
         scale: "minmax" maps the values of the tree to [0, 1] before UCB1; "none" takes them as they are.
         early_stop: stop once the leading child cannot be overtaken in visits.
         tree: goes on from it; it is changed.
+        prepare: told of paths whose rewards are certain to be asked for, so that they may be found side by side: the
+            children of the root that were never visited, each of which has a simulation of its own.
 
     Raises:
         UsageError: options outside their range.
@@ -135,6 +138,10 @@ def tree_search(
             rewards[path] = problem.reward(path)
         return rewards[path]
 
+    # An early stop may come before they all had theirs, where visits were kept.
+    if prepare is not None and not (early_stop and tree.visits[()]):
+        new = [(number,) for number in range(children(())) if not tree.visits.get((number,))]
+        prepare(new[:simulations])
     for done in range(simulations):
         leaf = _select(tree, children, exploration, scale)
         path = leaf

@@ -18,6 +18,7 @@ from thurl.recipe.schemas import load_schema
 __all__ = [
     "Problem",
     "check_fields",
+    "check_options",
     "field_value",
     "grpo_problems",
     "method_problems",
@@ -123,6 +124,22 @@ def check_fields(values: Mapping[str, Any], schema: str) -> list[Problem]:
             message = _wrong_value(name, value, fields[name])
             if message:
                 problems.append(((name,), message))
+    return problems
+
+
+def check_options(values: Mapping[str, Any], fields: Mapping[str, Any]) -> list[Problem]:
+    """Problems of single options, as `check_fields` finds them.
+
+    Args:
+        fields: what is known of each option: `types`, `default`, `choices`.
+    """
+    problems: list[Problem] = []
+    for name, value in values.items():
+        if name not in fields:
+            have = f"; it has {', '.join(fields)}" if fields else "; there are none"
+            problems.append(((name,), f"unknown option `{name}`{nearest(name, fields) or have}"))
+        elif message := _wrong_value(name, value, fields[name]):
+            problems.append(((name,), message))
     return problems
 
 

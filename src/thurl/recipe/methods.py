@@ -67,6 +67,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.distill_run:run",
         summary="a data set distilled into one small file, bits against usefulness (arXiv 2507.17221)",
     ),
+    "cldyb": Method(
+        recipe="thurl.recipe.cldyb:CLDyBRecipe",
+        run="thurl.recipe.cldyb_run:run",
+        summary="a sequence of tasks that is hard for continual learners, found while they train (arXiv 2503.04655)",
+    ),
 }
 
 

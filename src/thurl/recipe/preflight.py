@@ -20,7 +20,7 @@ from thurl.recipe.sections import LabelsSource
 from thurl.recipe.validate import LoadedRecipe
 
 
-__all__ = ["missing_requirements"]
+__all__ = ["missing_requirements", "missing_weights"]
 
 _HUB_SECONDS = 4.0
 _PACKAGES = {
@@ -48,7 +48,7 @@ def missing_requirements(loaded: LoadedRecipe) -> list[str]:
     training = recipe.training
     own = getattr(recipe, "missing_weights_and_data", None)
     missing = [
-        *(_model(recipe.model) if own is None else [f"data: {line}" for line in loaded.missing]),
+        *(missing_weights(recipe.model) if own is None else [f"data: {line}" for line in loaded.missing]),
         *(_data(loaded) if own is None else own()),
         *_packages(recipe, training),
         *_devices(recipe, training),
@@ -67,7 +67,12 @@ def missing_requirements(loaded: LoadedRecipe) -> list[str]:
 # --- weights ----------------------------------------------------------------------------------------------------
 
 
-def _model(model: Any) -> list[str]:
+def missing_weights(model: Any) -> list[str]:
+    """Why a model cannot be loaded; empty where nothing stands in the way.
+
+    Args:
+        model: with `name_or_path` (None: none is needed) and `revision`.
+    """
     if model.name_or_path is None:
         return []
     name = model.name_or_path

@@ -299,8 +299,12 @@ def _look_up_files(document: Document, recipe_class: Any) -> tuple[dict[str, Any
 
 
 def _places(data: Any, pattern: Location, done: Location = ()) -> Iterator[tuple[dict[str, Any], Location]]:
-    """The mappings that hold the last key of `pattern`, with its path; `*` stands for every key of a mapping."""
+    """The mappings that hold the last key of `pattern`, with its path; `*` stands for every key of a mapping and every
+    item of a list."""
     head, *rest = pattern
+    if isinstance(data, list) and head == "*" and rest:
+        for place, item in enumerate(data):
+            yield from _places(item, tuple(rest), (*done, place))
     if not isinstance(data, dict):
         return
     if not rest:

@@ -1,6 +1,8 @@
-"""Write `grpo_config.json`, `sft_config.json` and `training_arguments.json` from the installed trl and transformers.
+"""Write `grpo_config.json`, `sft_config.json` and `training_arguments.json` from the installed trl and transformers,
+and `learners.json` from `thurl.continual.learners`.
 
-Run `python -m thurl.recipe.schemas` after raising either version; `--check` only compares and exits 1 on a difference.
+Run `python -m thurl.recipe.schemas` after raising either version or changing a learner; `--check` only compares and
+exits 1 on a difference.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib.metadata
+import inspect
 import json
 import sys
 import types
@@ -84,7 +87,10 @@ def _field(cls: type, field: dataclasses.Field[Any], annotation: Any) -> dict[st
 
 
 def build_schema(name: str) -> dict[str, Any]:
-    """Field list of one installed configuration class (imports trl or transformers: several seconds)."""
+    """Field list of one installed configuration class (imports trl or transformers: several seconds), or the learners'
+    options."""
+    if name == "learners":
+        return _learners()
     if name == "grpo_config":
         from trl import GRPOConfig as cls
 
@@ -104,6 +110,22 @@ def build_schema(name: str) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "fields": dict(sorted(fields.items())),
     }
+
+
+def _learners() -> dict[str, Any]:
+    from thurl.continual.learners import LEARNERS, learner_options
+
+    def option(parameter: inspect.Parameter) -> dict[str, Any]:
+        return {"types": _kinds(parameter.annotation), "default": parameter.default, "choices": None}
+
+    fields = {
+        name: {
+            "frozen_encoder": kind.frozen_encoder,
+            "options": {key: option(parameter) for key, parameter in sorted(learner_options(name).items())},
+        }
+        for name, kind in sorted(LEARNERS.items())
+    }
+    return {"source": "thurl.continual.learners.LEARNERS", "versions": {}, "fields": fields}
 
 
 def main(arguments: list[str] | None = None) -> int:
