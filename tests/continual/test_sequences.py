@@ -151,7 +151,7 @@ def test_learners_by_name(document):
         assert make_learner(json.loads(json.dumps(learner.config())), encoder).config() == learner.config()
     for text, message in {
         "ranpac:widht=3": "did you mean `width`",
-        "ranpac:width=x": "must be option=number",
+        "ranpac:width=x": "width is 'x'; it must be a whole number",
         "simplecil:a=1": "it has none",
         "ewc": "choose from",
     }.items():

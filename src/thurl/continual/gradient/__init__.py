@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from thurl.continual.gradient.base import GradientLearner, Step
 from thurl.continual.gradient.finetune import Finetune, LoRA
+from thurl.continual.gradient.first_task import APER, FirstTaskLearner, TunedRanPAC
 from thurl.continual.gradient.replay import ExperienceReplay
 from thurl.continual.gradient.slca import SLCALike
 
 
-__all__ = ["ExperienceReplay", "Finetune", "GradientLearner", "LoRA", "SLCALike", "Step"]
+__all__ = [
+    "APER",
+    "ExperienceReplay",
+    "Finetune",
+    "FirstTaskLearner",
+    "GradientLearner",
+    "LoRA",
+    "SLCALike",
+    "Step",
+    "TunedRanPAC",
+]

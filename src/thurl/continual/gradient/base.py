@@ -98,7 +98,9 @@ class GradientLearner:
             raise UsageError(problems)
         self.settings: dict[str, Any] = {**self.tuning.settings, **numbers, **vars(self.fitting)}
         self._fingerprint = fingerprint(encoder)
-        self.encoder = self.build(copy.deepcopy(encoder)).eval()
+        with torch.random.fork_rng(devices=[]):  # new tensors are drawn below
+            self.encoder = self.build(copy.deepcopy(encoder)).eval()
+        self.reset(torch.Generator().manual_seed(0))
         names = tuned_names(self.encoder)
         values = self.encoder.state_dict()
         self._begin = {f"encoder.{name}": values[name].detach().cpu().clone() for name in names}
@@ -155,12 +157,13 @@ class GradientLearner:
     # -- a learner ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        return {"name": self.name, "encoder": self._fingerprint, **self.settings}
+        own = {key: value for key, value in self.settings.items() if key not in self.fixed}
+        return {"name": self.name, "encoder": self._fingerprint, **own}
 
     def init(self, data: ClassData, seed: int) -> State:
         self._load(self._begin)
         self.reset(torch.Generator().manual_seed(seed))
-        dimension = next(encoded(self.encoder, data, torch.zeros(1, dtype=torch.int64), self._device())).shape[1]
+        dimension = next(encoded(self.encoder, data, torch.zeros(1, dtype=torch.int64), process_device())).shape[1]
         return {
             **self._tuned(),
             "classes": torch.zeros(0, dtype=torch.int64),
@@ -197,26 +200,29 @@ class GradientLearner:
         return self.outputs(state, data, rows)[1]
 
     def features(self, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
-        return self.outputs(state, data, rows)[0]
+        return self.encoded(state, data, rows)
 
     # -- for learners ------------------------------------------------------------------------------------------------
 
-    def outputs(self, state: State, data: ClassData, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [n, D] and logits [n, n_seen] of the model of `state`, on the CPU, without gradients."""
+    def encoded(self, state: State, data: ClassData, rows: torch.Tensor) -> torch.Tensor:
+        """Features [n, D] of the module with the `encoder.` tensors of `state`, on the CPU, without gradients."""
         self._load(state)
-        with torch.no_grad():
-            features = torch.cat(list(encoded(self.encoder, data, rows, self._device())))
-            return features, nn.functional.linear(features, state["head.weight"], state["head.bias"])
+        return torch.cat(list(encoded(self.encoder, data, rows, process_device())))
+
+    def outputs(self, state: State, data: ClassData, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`encoded` and the logits [n, n_seen] of the head."""
+        features = self.encoded(state, data, rows)
+        return features, nn.functional.linear(features, state["head.weight"], state["head.bias"])
 
     def model(self, state: State, new: int = 0) -> TaskModel:
         """The module with the tensors of `state`, on the device, and `new` further head rows that are zero. It is the
         learner's only one: another call, `outputs` too, may give it the tensors of another state."""
         self._load(state)
         head = head_of(state["head.weight"], state["head.bias"], new)
-        return TaskModel(self.encoder, head.to(self._device()), old=len(state["classes"]))
+        return TaskModel(self.encoder, head.to(process_device()), old=len(state["classes"]))
 
     def _load(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.encoder.to(self._device())
+        self.encoder.to(process_device())
         own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
         left = self.encoder.load_state_dict(own, strict=False)  # copies
         lacking = [name for name in self._begin if name.removeprefix("encoder.") not in own]
@@ -229,6 +235,3 @@ class GradientLearner:
     def _tuned(self) -> dict[str, torch.Tensor]:
         values = self.encoder.state_dict()
         return {name: values[name.removeprefix("encoder.")].detach().cpu().clone() for name in self._begin}
-
-    def _device(self) -> torch.device:
-        return process_device()

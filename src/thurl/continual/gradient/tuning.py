@@ -124,7 +124,7 @@ def insert(encoder: nn.Module, tuning: Tuning) -> nn.Module:
 def reset(encoder: nn.Module, generator: torch.Generator) -> None:
     """Draw the tensors that `insert` added anew; the encoder then gives the features it had without them."""
     with torch.no_grad():
-        for name, module in sorted(encoder.named_modules()):
+        for _, module in sorted(encoder.named_modules()):
             if isinstance(module, Bottleneck):
                 nn.init.kaiming_uniform_(module.down.weight, a=math.sqrt(5), generator=generator)
                 for tensor in (module.down.bias, module.up.weight, module.up.bias):

@@ -17,5 +17,5 @@ SCHEMAS = ("grpo_config", "sft_config", "training_arguments", "learners")
 @functools.cache
 def load_schema(name: str) -> dict[str, Any]:
     """Read a schema: `{"source", "versions", "fields": {name: {"types", "default", "choices", "help"}}}`; of
-    `learners` the fields are `{name: {"frozen_encoder", "options": {option: {"types", "default", "choices"}}}}`."""
+    `learners` the fields are `{name: {"options": {option: {"types", "default", "choices"}}}}`."""
     return json.loads(resources.files(__package__).joinpath(f"{name}.json").read_text(encoding="utf-8"))

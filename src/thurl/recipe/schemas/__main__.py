@@ -119,11 +119,8 @@ def _learners() -> dict[str, Any]:
         return {"types": _kinds(parameter.annotation), "default": parameter.default, "choices": None}
 
     fields = {
-        name: {
-            "frozen_encoder": kind.frozen_encoder,
-            "options": {key: option(parameter) for key, parameter in sorted(learner_options(name).items())},
-        }
-        for name, kind in sorted(LEARNERS.items())
+        name: {"options": {key: option(parameter) for key, parameter in sorted(learner_options(name).items())}}
+        for name in sorted(LEARNERS)
     }
     return {"source": "thurl.continual.learners.LEARNERS", "versions": {}, "fields": fields}
 
