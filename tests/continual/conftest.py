@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from thurl.continual.class_data import ClassData
+from thurl.continual.learner import learn_task, start
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,11 @@ def blobs(classes=8, dimension=6, spread=0.9, seed=0, per_split=(8, 5, 6), **mor
 @pytest.fixture
 def data():
     return blobs()
+
+
+def learned(learner, data, tasks, seed=3):
+    """State after a sequence; the task at position t with seed + t."""
+    state = start(learner, data, seed)
+    for position, task in enumerate(tasks):
+        state = learn_task(learner, state, data.task(task), seed + position)
+    return state

@@ -11,7 +11,19 @@ from typing import Any
 from torch import nn
 
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
-from thurl.continual.gradient import APER, ExperienceReplay, Finetune, LoRA, SLCALike, TunedRanPAC
+from thurl.continual.gradient import (
+    APER,
+    EWC,
+    ExperienceReplay,
+    Finetune,
+    ICaRL,
+    Joint,
+    L2PLike,
+    LoRA,
+    LwF,
+    SLCALike,
+    TunedRanPAC,
+)
 from thurl.continual.learner import Learner
 from thurl.errors import UsageError
 from thurl.messages import nearest
@@ -20,7 +32,22 @@ from thurl.messages import nearest
 __all__ = ["LEARNERS", "learner_options", "learners_of", "make_learner", "parse_learner"]
 
 LEARNERS: dict[str, type[Any]] = {
-    kind.name: kind for kind in (SimpleCIL, RanPAC, LDA, Finetune, LoRA, ExperienceReplay, SLCALike, APER)
+    kind.name: kind
+    for kind in (
+        SimpleCIL,
+        RanPAC,
+        LDA,
+        Finetune,
+        LoRA,
+        ExperienceReplay,
+        SLCALike,
+        APER,
+        LwF,
+        EWC,
+        ICaRL,
+        L2PLike,
+        Joint,
+    )
 }
 """Name to class. Those that train an encoder take it as their first argument."""
 

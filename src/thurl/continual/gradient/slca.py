@@ -11,7 +11,7 @@ from torch import nn
 from thurl.continual.class_data import ClassData, TaskData
 from thurl.continual.fitting import FitSettings, fit
 from thurl.continual.gradient.base import GradientLearner, Step
-from thurl.continual.gradient.model import head_of
+from thurl.continual.gradient.model import cross_entropy, head_of
 from thurl.continual.learner import State
 from thurl.errors import UsageError
 from thurl.training.method_output import MethodOutput
@@ -58,8 +58,7 @@ class SLCALike(GradientLearner):
         return {**empty, **past, "arrival": torch.zeros(0, dtype=torch.int64)}
 
     def terms(self, step: Step) -> Mapping[str, torch.Tensor]:
-        logits = step.logits[:, step.old :]
-        return {"cross_entropy": nn.functional.cross_entropy(logits, step.target - step.old)}
+        return cross_entropy(step, local=True)
 
     def remember(
         self, before: State, learned: State, task: TaskData, generator: torch.Generator
