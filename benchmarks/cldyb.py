@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cldyb_judge import Judge, margins, mean_margins, missed, tell
+from cldyb_judge import Judge, margins, mean_margins, means, missed, tell
 
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
@@ -128,7 +128,7 @@ def run(seed: int, search: SearchSettings, report_seeds: int, workers: int = 1) 
         for name, sequences in found.items():
             judged = judge.metrics([item.tasks for item in sequences], seeds=1 if name == "random" else None)
             trainings = float(np.mean([item.cost.trainings for item in sequences]))
-            builders[name.replace(" ", "_")] = {**judge.means(judged), "trainings": trainings}
+            builders[name.replace(" ", "_")] = {**means(judged, len(learners)), "trainings": trainings}
         tell(seed, f"judged: {builders}")
         alone = range(len(learners))
         transfer = {

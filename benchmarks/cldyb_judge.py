@@ -62,11 +62,12 @@ class Judge:
             for name, entries in found.items()
         }
 
-    def means(self, metrics: Metrics) -> dict[str, float]:
-        """Over the learners of the search, and AA of those held out."""
-        searched, held_out = self.names[: self.searched], self.names[self.searched :]
-        found = {metric: float(np.mean([metrics[name][metric] for name in searched])) for metric in METRICS}
-        return {**found, "held_out_aa": float(np.mean([metrics[name]["aa"] for name in held_out]))}
+
+def means(metrics: Metrics, searched: int) -> dict[str, float]:
+    """Over the first `searched` learners, those of the search, and AA of those held out."""
+    entries = list(metrics.values())
+    found = {metric: float(np.mean([values[metric] for values in entries[:searched]])) for metric in METRICS}
+    return {**found, "held_out_aa": float(np.mean([values["aa"] for values in entries[searched:]]))}
 
 
 def margins(builders: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -78,8 +78,8 @@ def test_a_small_run(benchmark, data, monkeypatch):
     assert set(run["builders"]) == builders
     assert all(0 <= values[name] <= 1 for values in run["builders"].values() for name in ("aa", "held_out_aa", "ala"))
     names = [text.partition(":")[0] for text in (*benchmark.SEARCHED, *benchmark.HELD_OUT)]
-    assert list(run["aa"]) == list(run["learners"]) == names
-    assert all(set(values) == builders for values in run["aa"].values())
+    assert list(run["found"]) == list(run["drawn"]) == names and list(run["aa"]) == [*names, "joint"]
+    assert all(set(run["aa"][name]) == builders for name in names) and set(run["aa"]["joint"]) == {"search", "random"}
     searched = names[: len(benchmark.SEARCHED)]
     mean = np.mean([run["aa"][name]["search"] for name in searched])
     assert run["builders"]["search"]["aa"] == pytest.approx(mean)
