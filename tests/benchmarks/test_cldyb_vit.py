@@ -72,22 +72,34 @@ def test_the_pool(benchmark, data):
 def test_a_small_run(benchmark, data, monkeypatch):
     for name in ("SEARCH", "CACHED"):
         monkeypatch.setattr(benchmark, name, replace(getattr(benchmark, name), **SMALL))
-    monkeypatch.setattr(benchmark, "RANDOM", 2)
+    monkeypatch.setattr(benchmark, "RANDOM", 1)
+    monkeypatch.setattr(benchmark, "SEARCHED", ("simplecil", "er:epochs=1"))
+    monkeypatch.setattr(benchmark, "HELD_OUT", ("lda", "lora:epochs=1,rank=2"))
+    monkeypatch.setattr(benchmark, "BOUND", "joint:epochs=1")
     run = benchmark.run(data, 3, report_seeds=1)
     builders = {"search", "random", "best_of_random", "myopic", "proxy_hardest"}
     assert set(run["builders"]) == builders
     assert all(0 <= values[name] <= 1 for values in run["builders"].values() for name in ("aa", "held_out_aa", "ala"))
-    names = [text.partition(":")[0] for text in (*benchmark.SEARCHED, *benchmark.HELD_OUT)]
+    names = ["simplecil", "er", "lda", "lora"]
     assert list(run["found"]) == list(run["drawn"]) == names and list(run["aa"]) == [*names, "joint"]
     assert all(set(run["aa"][name]) == builders for name in names) and set(run["aa"]["joint"]) == {"search", "random"}
-    searched = names[: len(benchmark.SEARCHED)]
-    mean = np.mean([run["aa"][name]["search"] for name in searched])
+    mean = np.mean([run["aa"][name]["search"] for name in names[:2]])
     assert run["builders"]["search"]["aa"] == pytest.approx(mean)
     chosen = [uid for task in run["tasks"] for uid in task]
     counted = {domain: entry["chosen_classes"] for domain, entry in run["contamination"].items()}
     assert counted["all"] == counted["chosen"] == len(set(chosen)) == 4
     assert counted["orig"] == sum(uid.startswith("orig/") for uid in chosen)
     cost = run["search_cost"]
-    assert cost["trainings"] <= cost["most_trainings"] and cost["wall_per_training"] > 0
+    assert cost["trainings"] <= cost["most_trainings"] and 0 < cost["cpu_per_training"]
     assert run["caching"]["again"]["cpu"] < run["caching"]["kept"]["cpu"] < run["caching"]["nothing_kept"]["cpu"]
     assert run["margins"]["p1"] == pytest.approx(run["builders"]["random"]["aa"] - run["builders"]["search"]["aa"])
+
+
+def test_the_learners_of_the_benchmark_exist(benchmark):
+    from transformers import ViTConfig, ViTModel
+
+    encoder = ViTModel(ViTConfig(image_size=28, patch_size=7, num_channels=1, hidden_size=12, num_hidden_layers=1,
+                                 num_attention_heads=2, intermediate_size=24))  # fmt: skip
+    texts = (*benchmark.SEARCHED, *benchmark.HELD_OUT, benchmark.BOUND)
+    made = benchmark.learners_of([benchmark.parse_learner(text) for text in texts], encoder)
+    assert len({learner.name for learner in made}) == len(made) == 12
