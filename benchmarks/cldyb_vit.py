@@ -25,15 +25,12 @@ learners of the search):
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +54,7 @@ from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.sampling import keyed_generator
 from thurl.continual.search import Built, most_trainings, random_sequence, search_sequence
 from thurl.distillation.sources.idx import load_idx
-from thurl.training.results import write_results
+from thurl.training.results import read_results, write_results
 
 
 SIZES = (20, 20, 25)
@@ -98,23 +95,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--report-seeds", type=int, default=2, help="fresh seeds per sequence")
-    parser.add_argument("--processes", type=int, default=1, help="seeds side by side")
-    parser.add_argument("--out", type=Path, default=Path("results/cldyb_vit.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/cldyb_vit.json"), help="other seeds in it stay")
     options = parser.parse_args(arguments)
-    runs = []
-    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for record in pool.map(partial(run, options.data, report_seeds=options.report_seeds), options.seeds):
-            runs.append(record)
-            tell(record["seed"], str(record["margins"]))
-            failures = missed(mean_margins(runs), BARS)
-            write_results(options.out, recipe="benchmarks/cldyb_vit.py", runs=runs, bars=BARS, failures=failures)
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        record = run(options.data, seed, options.report_seeds)
+        tell(seed, str(record["margins"]))
+        # Read again each time: several commands, one per seed, may run side by side.
+        others = read_results(options.out)["runs"] if options.out.is_file() else []
+        runs = sorted([*(other for other in others if other["seed"] != seed), record], key=lambda entry: entry["seed"])
+        failures = missed(mean_margins(runs), BARS)
+        write_results(options.out, recipe="benchmarks/cldyb_vit.py", runs=runs, bars=BARS, failures=failures)
     sys.stdout.write(f"{', '.join(failures) or 'passed'}\n")
     return int(bool(failures))
 
 
 def run(folder: Path, seed: int, report_seeds: int) -> dict[str, Any]:
     """One record: the sequences of all builders trained again and judged, contamination, and what the search cost."""
-    torch.set_num_threads(1)
     data, encoder, pretraining = digits(folder, seed)
     tell(seed, f"encoder: {pretraining}")
     learners = learners_of([parse_learner(text) for text in SEARCHED], encoder)
