@@ -103,3 +103,19 @@ def test_the_learners_of_the_benchmark_exist(benchmark):
     texts = (*benchmark.SEARCHED, *benchmark.HELD_OUT, benchmark.BOUND)
     made = benchmark.learners_of([benchmark.parse_learner(text) for text in texts], encoder)
     assert len({learner.name for learner in made}) == len(made) == 12
+
+
+def test_seeds_of_several_commands_stay_in_the_file(benchmark, tmp_path, monkeypatch, capsys):
+    def fake(folder, seed, report_seeds):
+        margins = {"p1": 0.2 if seed == 2 else 0.12, "p2": 0.2, "p3": 0.2, "p4_myopic": 0.0}
+        return {"seed": seed, "margins": margins, "report_seeds": report_seeds}
+
+    monkeypatch.setattr(benchmark, "run", fake)
+    out = tmp_path / "found.json"
+    assert benchmark.main([str(tmp_path), "--seeds", "2", "--out", str(out)]) == 0
+    # 0.12 on one seed is enough, but not on average: 0.147 over the seeds 1, 2 and 3.
+    assert benchmark.main([str(tmp_path), "--seeds", "3", "1", "--out", str(out), "--report-seeds", "1"]) == 1
+    found = benchmark.read_results(out)
+    assert [(run["seed"], run["report_seeds"]) for run in found["runs"]] == [(1, 1), (2, 2), (3, 1)]
+    assert len(found["failures"]) == 1 and found["failures"][0].startswith("p1: 0.147 is below 0.15")
+    assert "p1: 0.147" in capsys.readouterr().out
