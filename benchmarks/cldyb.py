@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cldyb_judge import Judge, margins, mean_margins, means, missed, tell
+from cldyb_judge import Judge, margins, mean_margins, mean_transfer, means, missed, own_margin, tell
 
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
@@ -154,16 +154,9 @@ def run(seed: int, search: SearchSettings, report_seeds: int, workers: int = 1) 
     return record
 
 
-def own_margin(transfer: Mapping[str, Mapping[str, float]]) -> float:
-    """P6: how far the worst learner's own sequence is from the lowest AA it has on any, as a negative number."""
-    return -max(transfer[name][name] - min(row[name] for row in transfer.values()) for name in transfer)
-
-
 def failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Bars that are missed; P6 holds for every learner of the mean matrix."""
-    names = list(runs[0]["transfer"])
-    mean = {a: {b: float(np.mean([run["transfer"][a][b] for run in runs])) for b in names} for a in names}
-    return missed({**mean_margins(runs), "p6": own_margin(mean)}, BARS)
+    return missed({**mean_margins(runs), "p6": own_margin(mean_transfer(runs))}, BARS)
 
 
 def digits(seed: int) -> tuple[ClassData, MLPEncoder, float]:

@@ -86,6 +86,17 @@ def margins(builders: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def own_margin(transfer: Mapping[str, Mapping[str, float]]) -> float:
+    """P6: how far the worst learner's own sequence is from the lowest AA it has on any, as a negative number."""
+    return -max(transfer[name][name] - min(row[name] for row in transfer.values()) for name in transfer)
+
+
+def mean_transfer(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The mean of the runs' `transfer`."""
+    names = list(runs[0]["transfer"])
+    return {a: {b: float(np.mean([run["transfer"][a][b] for run in runs])) for b in names} for a in names}
+
+
 def missed(values: Mapping[str, float], bars: Mapping[str, float]) -> list[str]:
     """A line for each value below its bar; an undefined one is below."""
     return [f"{name}: {values[name]:.3f} is below {bar}" for name, bar in bars.items() if not values[name] >= bar]

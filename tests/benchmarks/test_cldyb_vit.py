@@ -119,3 +119,17 @@ def test_seeds_of_several_commands_stay_in_the_file(benchmark, tmp_path, monkeyp
     assert [(run["seed"], run["report_seeds"]) for run in found["runs"]] == [(1, 1), (2, 2), (3, 1)]
     assert len(found["failures"]) == 1 and found["failures"][0].startswith("p1: 0.147 is below 0.15")
     assert "p1: 0.147" in capsys.readouterr().out
+
+
+def test_transfer(benchmark, data, monkeypatch):
+    spec = spec_from_file_location("cldyb_vit_transfer_benchmark", FOLDER / "cldyb_vit_transfer.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "digits", benchmark.digits)
+    monkeypatch.setattr(module, "INDIVIDUAL", replace(module.INDIVIDUAL, **SMALL))
+    monkeypatch.setattr(module, "SEARCHED", ("simplecil", "er:epochs=1"))
+    run = module.run(data, 3)
+    matrix = run["transfer"]
+    assert list(matrix) == list(matrix["er"]) == list(run["trainings"]) == ["simplecil", "er"]
+    lowest = {name: min(row[name] for row in matrix.values()) for name in matrix}
+    assert run["margins"]["p6"] == -max(matrix[name][name] - lowest[name] for name in matrix) <= 0
