@@ -80,7 +80,7 @@ HELD_OUT = (
     "ranpac:width=300",
     f"lora:{STEPS},rank=4,learning_rate=0.003,encoder_rate=0.001",
     f"lwf:{ADAMW},encoder_rate=0.002",
-    f"ewc:{ADAMW},encoder_rate=0.001",
+    f"ewc:{ADAMW},encoder_rate=0.001,strength=100",
     f"icarl:{ADAMW},encoder_rate=0.002,per_class=10",
     "l2p:batch_size=25,learning_rate=0.01,chosen=2,length=2",
 )
