@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cldyb_judge import Judge, margins, mean_margins, mean_transfer, means, missed, own_margin, tell
 
 from thurl.continual.baselines import best_of_candidates, best_of_random, myopic, proxy_hardest, random_sequences
 from thurl.continual.class_data import ClassData
@@ -41,10 +42,9 @@ from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
 from thurl.continual.digit_domains import SIDE, digit_pool, informed_encoder
 from thurl.continual.encoders import MLPEncoder
 from thurl.continual.encoding import flat_input
-from thurl.continual.evaluator import Evaluator, Tasks
+from thurl.continual.evaluator import Evaluator
 from thurl.continual.gradient import ExperienceReplay, Finetune, SLCALike
 from thurl.continual.mdp import RewardSettings, SearchSettings
-from thurl.continual.metrics import continual_metrics
 from thurl.continual.pool_data import class_data
 from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.search import search_sequence
@@ -123,16 +123,18 @@ def run(seed: int, search: SearchSettings, report_seeds: int, workers: int = 1) 
             with Evaluator(data, [learner], seed=seed, store=store, workers=workers) as evaluator:
                 own[learner.name] = search_sequence(evaluator, replace(INDIVIDUAL, seed=seed)).tasks
         fresh = [1_000_000 + 10 * seed + number for number in range(report_seeds)]
-        judge = Judge(data, [*learners, *held_out], fresh, store, workers)
-        builders = {
-            name.replace(" ", "_"): {
-                **judge.means([item.tasks for item in sequences], len(learners), 1 if name == "random" else None),
-                "trainings": float(np.mean([item.cost.trainings for item in sequences])),
-            }
-            for name, sequences in found.items()
-        }
+        judge = Judge(data, [*learners, *held_out], len(learners), fresh, store, workers)
+        builders = {}
+        for name, sequences in found.items():
+            judged = judge.metrics([item.tasks for item in sequences], seeds=1 if name == "random" else None)
+            trainings = float(np.mean([item.cost.trainings for item in sequences]))
+            builders[name.replace(" ", "_")] = {**means(judged, len(learners)), "trainings": trainings}
         tell(seed, f"judged: {builders}")
-        transfer = {name: judge.by_learner(tasks, len(learners)) for name, tasks in own.items()}
+        alone = range(len(learners))
+        transfer = {
+            name: {judged: values["aa"] for judged, values in judge.metrics([tasks], learners=alone).items()}
+            for name, tasks in own.items()
+        }
         judge.close()
     record = {
         "seed": seed,
@@ -148,84 +150,13 @@ def run(seed: int, search: SearchSettings, report_seeds: int, workers: int = 1) 
         },
         "tasks": [[data.classes[index] for index in task] for task in joint.tasks],
     }
-    record["margins"] = margins(builders, transfer)
+    record["margins"] = {**margins(builders), "p6": own_margin(transfer)}
     return record
-
-
-def tell(seed: int, line: str) -> None:
-    """Says how far a run is."""
-    sys.stdout.write(f"seed {seed}: {line}\n")
-    sys.stdout.flush()
-
-
-class Judge:
-    """Trains sequences again with fresh seeds and reads them on the test split."""
-
-    def __init__(
-        self, data: ClassData, learners: Sequence[Any], seeds: Sequence[int], store: PrefixStore, workers: int
-    ):
-        self.names = [learner.name for learner in learners]
-        self.evaluators = [
-            Evaluator(data, learners, seed=seed, split="test", store=store, workers=workers) for seed in seeds
-        ]
-
-    def close(self) -> None:
-        for evaluator in self.evaluators:
-            evaluator.close()
-
-    def means(self, sequences: Sequence[Tasks], searched: int, seeds: int | None = None) -> dict[str, float]:
-        """Metrics over seeds, sequences and the learners of the search, and AA of the learners held out."""
-        found: dict[str, list[float]] = {}
-        for evaluator in self.evaluators[:seeds]:
-            evaluator.evaluate(sequences)
-            for tasks in sequences:
-                for index in range(len(self.names)):
-                    values = continual_metrics(evaluator.accuracies(tasks, index))
-                    wanted = ("aa", "aaa", "ala", "afm", "ar") if index < searched else ("aa",)
-                    for name in wanted:
-                        found.setdefault(name if index < searched else "held_out_aa", []).append(values[name])
-        return {name: float(np.mean(values)) for name, values in found.items()}
-
-    def by_learner(self, tasks: Tasks, searched: int) -> dict[str, float]:
-        """AA after the last task of each learner of the search."""
-        return {
-            name: float(np.mean([continual_metrics(item.accuracies(tasks, index))["aa"] for item in self.evaluators]))
-            for index, name in enumerate(self.names[:searched])
-        }
-
-
-def margins(
-    builders: Mapping[str, Mapping[str, float]], transfer: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    """What the bars are about; larger is better."""
-    aa = {name: values["aa"] for name, values in builders.items()}
-    lowest = {name: min(row[name] for row in transfer.values()) for name in transfer}
-    return {
-        "p1": aa["random"] - aa["search"],
-        "p2": aa["best_of_random"] - aa["search"],
-        "p3": builders["random"]["held_out_aa"] - builders["search"]["held_out_aa"],
-        "p4_candidates": aa["best_of_candidates"] - aa["search"],
-        "p4_myopic": aa["myopic"] - aa["search"],
-        "p5": aa["easiest"] - aa["random"],
-        "p6": -max(transfer[name][name] - lowest[name] for name in transfer),
-    }
 
 
 def failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Bars that are missed; P6 holds for every learner of the mean matrix."""
-    missed = []
-    for name, bar in BARS.items():
-        if name == "p1_each":
-            value = min(run["margins"]["p1"] for run in runs)
-        elif name == "p6":
-            names = list(runs[0]["transfer"])
-            mean = {a: {b: float(np.mean([run["transfer"][a][b] for run in runs])) for b in names} for a in names}
-            value = -max(mean[b][b] - min(mean[a][b] for a in names) for b in names)
-        else:
-            value = float(np.mean([run["margins"][name] for run in runs]))
-        if not value >= bar:
-            missed.append(f"{name}: {value:.3f} is below {bar}")
-    return missed
+    return missed({**mean_margins(runs), "p6": own_margin(mean_transfer(runs))}, BARS)
 
 
 def digits(seed: int) -> tuple[ClassData, MLPEncoder, float]:

@@ -6,7 +6,7 @@ pre-trained model has seen some of a benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from thurl.continual.pool_sources import array_samples
 from thurl.errors import MissingRequirementError, UsageError
 
 
-__all__ = ["DOMAINS", "SIDE", "digit_domains", "digit_pool", "informed_encoder"]
+__all__ = ["DOMAINS", "SIDE", "digit_domains", "digit_pool", "domain_pool", "informed_encoder", "seven_domains"]
 
 DOMAINS = ("orig", "rot90", "inverted", "noise", "blur", "permuted", "inverted_noise")
 SIDE = 8
@@ -30,11 +30,46 @@ SIDE = 8
 Pictures = np.ndarray[Any, np.dtype[np.float32]]
 
 
+def seven_domains(pictures: Pictures, generator: np.random.Generator, *, block: int = 1) -> dict[str, Pictures]:
+    """The pictures in each of `DOMAINS`: as they are, turned by 90 degrees, inverted, with noise, blurred, with a
+    fixed permutation of blocks, inverted with more noise.
+
+    Args:
+        pictures: float [N, side, side] in [0, 1], at least 8 pixels a side.
+        generator: of permutation and noise.
+        block: side of what is permuted, a divisor of `side`: a pixel, or a patch as an encoder reads it.
+
+    Returns:
+        float32, of the same shape and range.
+
+    Raises:
+        UsageError: a block that does not divide the side.
+    """
+    count, side = len(pictures), pictures.shape[1]
+    if block < 1 or side % block:
+        raise UsageError(f"block is {block}; it must divide the side of the pictures, {side}")
+    cells = side // block
+    order = generator.permutation(cells * cells)
+    blocks = pictures.reshape(count, cells, block, cells, block).swapaxes(2, 3).reshape(count, -1, block, block)
+    moved = blocks[:, order].reshape(count, cells, cells, block, block).swapaxes(2, 3)
+
+    def noise(clean: Pictures, deviation: float) -> Pictures:
+        return np.clip(clean + deviation * generator.normal(size=clean.shape), 0, 1)
+
+    found = {
+        "orig": pictures,
+        "rot90": np.rot90(pictures, axes=(1, 2)),
+        "inverted": 1 - pictures,
+        "noise": noise(pictures, 0.35),
+        "blur": _blurred(pictures, side // 8),
+        "permuted": moved.reshape(count, side, side),
+        "inverted_noise": noise(1 - pictures, 0.5),
+    }
+    return {name: np.ascontiguousarray(made, dtype=np.float32) for name, made in found.items()}
+
+
 def digit_domains(seed: int) -> tuple[dict[str, Pictures], np.ndarray[Any, Any]]:
     """Pictures float32 [1797, 8, 8] in [0, 1] of each of `DOMAINS`, and their digits int [1797].
-
-    As they are, turned by 90 degrees, inverted, with noise, blurred, with a fixed permutation of pixels, inverted with
-    more noise.
 
     Args:
         seed: of noise and permutation.
@@ -47,24 +82,7 @@ def digit_domains(seed: int) -> tuple[dict[str, Pictures], np.ndarray[Any, Any]]
     except ImportError:
         raise MissingRequirementError("the digits need scikit-learn; run `pip install 'thurl[vision]'`") from None
     bundle = load_digits()
-    plain = (bundle.images / 16).astype(np.float32)
-    generator = np.random.default_rng(seed)
-    turn = generator.permutation(SIDE**2)
-
-    def noise(pictures: Pictures, deviation: float) -> Pictures:
-        return np.clip(pictures + deviation * generator.normal(size=pictures.shape), 0, 1)
-
-    around = np.pad(plain, ((0, 0), (1, 1), (1, 1)))
-    found = {
-        "orig": plain,
-        "rot90": np.rot90(plain, axes=(1, 2)),
-        "inverted": 1 - plain,
-        "noise": noise(plain, 0.35),
-        "blur": sum(around[:, i : i + SIDE, j : j + SIDE] for i in range(3) for j in range(3)) / 9,
-        "permuted": plain.reshape(-1, SIDE**2)[:, turn].reshape(-1, SIDE, SIDE),
-        "inverted_noise": noise(1 - plain, 0.5),
-    }
-    return {name: np.ascontiguousarray(pictures, dtype=np.float32) for name, pictures in found.items()}, bundle.target
+    return seven_domains((bundle.images / 16).astype(np.float32), np.random.default_rng(seed)), bundle.target
 
 
 def digit_pool(folder: Path, seed: int, *, sizes: tuple[int, int, int], domains: Sequence[str] = DOMAINS) -> ClassPool:
@@ -82,12 +100,31 @@ def digit_pool(folder: Path, seed: int, *, sizes: tuple[int, int, int], domains:
     unknown = [name for name in domains if name not in DOMAINS]
     if unknown or not domains:
         raise UsageError(f"domains are {list(domains)}; name one or more of {', '.join(DOMAINS)}")
-    folder.mkdir(parents=True, exist_ok=True)
     pictures, labels = digit_domains(seed)
+    return domain_pool(folder, {name: (pictures[name], labels) for name in domains}, seed, sizes=sizes)
+
+
+def domain_pool(
+    folder: Path,
+    domains: Mapping[str, tuple[Pictures, np.ndarray[Any, Any]]],
+    seed: int,
+    *,
+    sizes: tuple[int, int, int],
+) -> ClassPool:
+    """Labelled pictures as .npz files in `folder`, one per domain, and a pool of them in which classes that are called
+    alike are different things.
+
+    Args:
+        folder: is made.
+        domains: name to pictures [N, side, side] and labels int [N].
+        seed: of the splits.
+        sizes: pictures of each class for training, validation and test.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     samples = []
-    for name in domains:
+    for name, (pictures, labels) in domains.items():
         file = folder / f"{name}.npz"
-        np.savez(file, images=pictures[name], labels=labels)
+        np.savez(file, images=pictures, labels=labels)
         samples += array_samples(file)
     return make_pool(samples, folder, sizes=sizes, seed=seed, share_names=False)
 
@@ -133,3 +170,11 @@ def informed_encoder(
         seed=seed,
     )
     return encoder, fit
+
+
+def _blurred(pictures: Pictures, radius: int) -> Pictures:
+    """Mean over a square of 2 * radius + 1 pixels; what lies outside is 0."""
+    side, width = pictures.shape[1], 2 * radius + 1
+    around = np.pad(pictures, ((0, 0), (radius, radius), (radius, radius)))
+    total = sum(around[:, i : i + side, j : j + side] for i in range(width) for j in range(width))
+    return np.asarray(total / width**2)
