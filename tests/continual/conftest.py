@@ -12,6 +12,10 @@ from thurl.continual.class_data import ClassData
 from thurl.continual.learner import learn_task, start
 
 
+TASKS = ((0, 3), (5, 1), (6, 2))
+"""Of the classes of `blobs`."""
+
+
 @pytest.fixture(scope="session")
 def golden():
     return Path(__file__).resolve().parents[1] / "golden"
@@ -38,7 +42,7 @@ def data():
     return blobs()
 
 
-def learned(learner, data, tasks, seed=3):
+def learned(learner, data, tasks=TASKS, seed=3):
     """State after a sequence; the task at position t with seed + t."""
     state = start(learner, data, seed)
     for position, task in enumerate(tasks):

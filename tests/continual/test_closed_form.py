@@ -24,10 +24,7 @@ from thurl.continual.ridge import (
 )
 from thurl.errors import DataError, UsageError
 
-from .conftest import blobs
-
-
-TASKS = ((0, 3), (5, 1), (6, 2))
+from .conftest import TASKS, blobs, learned
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +82,6 @@ def test_both_forms_of_the_ridge_agree():
             weights = ridge_weights(fit.T @ fit, fit.T @ member[:cut], ridge)
             direct.append(float((hidden[cut:] @ weights - member[cut:]).square().mean()))
         np.testing.assert_allclose(ridge_losses(hidden, member, (1e-2, 1.0, 100.0)), direct, rtol=1e-9)
-
-
-def learned(learner, data, tasks, seed=3):
-    state = start(learner, data, seed)
-    for position, task in enumerate(tasks):
-        state = learn_task(learner, state, data.task(task), seed + position)
-    return state
 
 
 def test_incremental_ranpac_is_the_ridge_on_the_union_in_every_order(data):

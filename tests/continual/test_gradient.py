@@ -18,23 +18,13 @@ from thurl.continual.learner import learn_task, start, state_hash, task_accuraci
 from thurl.continual.learners import LEARNERS, _options, make_learner, parse_learner
 from thurl.errors import UsageError
 
-from .conftest import blobs
-
-
-TASKS = ((0, 3), (5, 1), (6, 2))
+from .conftest import TASKS, blobs, learned
 
 
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU())
-
-
-def learned(learner, data, tasks=TASKS, seed=3):
-    state = start(learner, data, seed)
-    for position, task in enumerate(tasks):
-        state = learn_task(learner, state, data.task(task), seed + position)
-    return state
 
 
 KINDS = [Finetune, ExperienceReplay, SLCALike]

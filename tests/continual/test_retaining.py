@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +18,13 @@ from thurl.continual.evaluator import Evaluator
 from thurl.continual.exemplars import exemplar_means, herding
 from thurl.continual.gradient import EWC, Finetune, ICaRL, Joint, LwF
 from thurl.continual.learner import LearnerError, learn_task, start, state_hash, task_accuracies
-from thurl.continual.learners import make_learner, parse_learner
+from thurl.continual.learners import LEARNERS, _options, make_learner, parse_learner
 from thurl.continual.ridge import cosine_logits
 from thurl.errors import UsageError
 
-from .conftest import blobs, learned
+from .conftest import TASKS, blobs, learned
 
 
-TASKS = ((0, 3), (5, 1), (6, 2))
 KINDS = [LwF, EWC, ICaRL, Joint]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
@@ -278,3 +280,18 @@ def test_options_on_the_command_line_and_bad_ones(encoder):
     assert len(caught.value.problems) == 2
     with pytest.raises(UsageError, match="per_class"):
         ICaRL(encoder, per_class=0)
+
+
+def test_defaults_are_those_of_the_documentation(encoder):
+    page = (Path(__file__).parents[2] / "docs" / "cldyb.md").read_text(encoding="utf-8")
+    own = {"lwf": 3, "ewc": 3, "icarl": 3, "l2p": 4, "joint": 0}
+    for name, count in own.items():
+        (row,) = re.findall(rf"^\| `{name}` \|[^|]*\|([^|]*)\|", page, re.M)
+        told = dict(re.findall(r"`(\w+)` \((\w+\.?\d*)\)", row))
+        assert len(told) == count
+        defaults = {}
+        for kind in LEARNERS[name].__mro__[:-1]:
+            for key, value in inspect.signature(kind).parameters.items():
+                defaults.setdefault(key, str(value.default).lower())
+        assert told == {key: defaults[key] for key in told}
+        assert told.keys() == _options(LEARNERS[name]).keys() - _options(Finetune).keys()

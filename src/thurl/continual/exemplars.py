@@ -25,8 +25,7 @@ def herding(features: torch.Tensor, count: int) -> torch.Tensor:
 
     Row k is the one, of those not chosen yet, that brings the mean of the k chosen nearest to the mean of all. Among
     rows that are equally near, to the last bit of float64, the first in order is taken. The paper's formula may choose
-    a sample twice; here, as in the codes of iCaRL and LAMDA-PILOT, none is, so that a class keeps what its budget
-    allows.
+    a sample twice; here none is, as in PyCIL, so that a class keeps what its budget allows.
 
     Args:
         features: of one class, [N, D]; brought to length 1 here.

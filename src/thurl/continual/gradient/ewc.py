@@ -31,8 +31,9 @@ class EWC(Local):
     Online EWC (arXiv 1805.06370): the penalty weighs by the diagonal empirical Fisher, F = decay * F before + F of the
     task, and the anchors are the weights of the state. Old head rows are held too. The weight is bounded where a step
     could not follow it (`thurl.continual.retention.bounded_weight`), so that a large strength holds and does not
-    diverge. With strength 0 and `local=false` it is fine-tuning. The defaults of both options are ours: a strength of
-    10 was the best of 10 to 10000 on two draws of digits, and the decay made no difference there.
+    diverge; PyCIL cuts the Fisher at 1e-4 for that, and squares the gradients of whole batches. With strength 0 and
+    `local=false` it is fine-tuning. The defaults of both options are ours: a strength of 10 was the best of 10 to
+    10000 on two draws of digits, and the decay made no difference there.
 
     Args:
         strength: lambda of the paper, for a loss that is a mean over samples.

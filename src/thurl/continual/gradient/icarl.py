@@ -23,13 +23,13 @@ class ICaRL(Distilling):
     """Cross-entropy and distillation on the new samples and all exemplars; the nearest mean of exemplars decides.
 
     After "iCaRL: Incremental Classifier and Representation Learning" (arXiv 1611.07725), with the loss that became
-    common and that LAMDA-PILOT has: one cross-entropy over all classes, and distillation at temperature 2, where the
+    common and that PyCIL has: one cross-entropy over all classes, and distillation at temperature 2, where the
     paper has a sigmoid per class. The budget is per class and stays; the paper divides a fixed total. The head is for
     training alone: logits are cosines, in [-1, 1], to the mean of each class's exemplars under the encoder as it is.
 
     Args:
         per_class: exemplars of each class, chosen by herding when it was learned; a smaller class is kept whole. 20
-            as in LAMDA-PILOT for 100 classes.
+            are the paper's 2000 for 100 classes.
     """
 
     name = "icarl"

@@ -23,7 +23,7 @@ class Local(GradientLearner):
     """Cross-entropy over the classes of the task alone, or over all classes seen; for learners that keep no samples.
 
     Over all classes, the old ones only ever hear that they are wrong, and no penalty on weights or answers makes up
-    for that: the papers' losses are over the new classes, and so they are in LAMDA-PILOT's kin.
+    for that. LwF's paper has the loss over the outputs of the new task, and PyCIL has it so for LwF and EWC.
 
     Args:
         local: over the classes of the task alone.

@@ -11,7 +11,7 @@ __all__ = ["LwF"]
 class LwF(Distilling, Local):
     """Cross-entropy and distillation, on the samples of the new task alone (arXiv 1606.09282).
 
-    Temperature 2 and weight 1 are the paper's; LAMDA-PILOT weighs distillation by 3. Without distillation and with
+    Temperature 2 and weight 1 are the paper's; PyCIL weighs distillation by 3. Without distillation and with
     `local=false` it is fine-tuning.
     """
 
