@@ -75,7 +75,7 @@ def by_itself(folder):
     # In the other order, and each of them twice.
     found = [trained(second, JOBS[1]), trained(first, JOBS[0]), trained(second, JOBS[1]), trained(first, JOBS[0])]
     write(folder / "alone.json", hashes=found, known=bool(PartialState._shared_state))
-    return 0
+    return int("deepspeed" in sys.modules)  # it prints when it is imported
 
 
 def write(path, **record):
@@ -87,4 +87,4 @@ def write(path, **record):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
-    sys.exit(sum(map(abs, [*run_world(in_a_group, place, processes=2, limit=120), *run_world(by_itself, place)])))
+    sys.exit(sum(map(abs, [*run_world(in_a_group, place, processes=2, limit=180), *run_world(by_itself, place)])))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from thurl.continual.class_data import ClassData
-from thurl.continual.closed_form import SimpleCIL
+from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
 from thurl.continual.gradient import APER, ExperienceReplay, Finetune, SLCALike
+from thurl.continual.gradient.tuning import Tuning
 from thurl.continual.learner import learn_task, start, state_hash, task_accuracies
+from thurl.continual.learners import LEARNERS, _options, make_learner, parse_learner
 from thurl.errors import UsageError
 
 from .conftest import blobs
@@ -32,7 +37,7 @@ def learned(learner, data, tasks=TASKS, seed=3):
     return state
 
 
-LEARNERS = [Finetune, ExperienceReplay, SLCALike]
+KINDS = [Finetune, ExperienceReplay, SLCALike]
 
 
 def shifted(seed, signal):
@@ -57,7 +62,7 @@ def shifted(seed, signal):
     return ClassData(names, torch.tensor(labels), splits, features=features, inputs=inputs), encoder
 
 
-@pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_every_parameter_moves_and_the_old_state_does_not(kind, encoder, data):
     learner = kind(encoder, learning_rate=0.1, encoder_rate=0.1)
     before = learned(learner, data, TASKS[:1])
@@ -133,8 +138,9 @@ def test_the_buffer_holds_training_samples_of_every_class(encoder, data):
     ("mode", "optimizer", "rate"), [("full", "sgd", 0.1), ("adapter", "adamw", 0.005), ("lora", "adamw", 0.003)]
 )
 def test_tuning_on_the_first_task_helps_where_the_domain_is_another(mode, optimizer, rate):
-    # Rates were chosen on seeds 1 and 2. Bar from before the run: 0.05 above SimpleCIL where the classes differ in what
-    # the encoder hardly looks at, and 0.05 more than where they differ in what it was made for: there it may lose.
+    # Rates were chosen on seeds 1 and 2. Bar from before the run: 0.05 above SimpleCIL where the classes differ in
+    # what the encoder hardly looks at, and 0.05 more than where they differ in what it was made for: there it may
+    # lose.
     tasks = ((0, 1, 2, 3, 4, 5), (6, 7, 8), (9, 10, 11))
     settings = {"tune": mode, "optimizer": optimizer, "learning_rate": rate, "epochs": 10, "batch_size": 16}
     gains = {}
@@ -174,6 +180,49 @@ def test_features_are_those_of_the_encoder_as_it_is(encoder, data):
         learner.features(state, data, rows) @ state["head.weight"].T + state["head.bias"],
     )
     assert not torch.allclose(learner.features(state, data, rows), encoder(data.inputs[rows]))
+
+
+def test_the_documented_learner_runs(encoder):
+    data = blobs(spread=0.25)
+    page = (Path(__file__).parents[2] / "docs" / "cldyb.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "GradientLearner" in block]
+    names = {"torch": torch, "encoder": encoder}
+    exec(code, names)
+    accuracies = task_accuracies(names["learner"], learned(names["learner"], data, TASKS[:1]), data, TASKS[:1], "test")
+    assert names["learner"].config()["bottleneck"] == 16 and accuracies[0] > 0.9
+
+
+def test_the_documented_options_are_those_there_are(encoder):
+    page = (Path(__file__).parents[2] / "docs" / "cldyb.md").read_text(encoding="utf-8")
+    part = page[page.index("## Learners") : page.index("## A learner of your own")]
+    names = re.findall(r"^\| `(\w+)` \| ", part, re.M)
+    assert set(LEARNERS) <= set(names)
+    for text in re.findall(r"`(?:--learner )?(\w+:\w+=[\w.,=]+)`", part):
+        assert make_learner(parse_learner(text), encoder).config()
+    shared = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`[^|]*)\|", part, re.M))))
+    for kind in (Finetune, SLCALike):
+        assert _options(kind).keys() - {"alignment", "samples"} <= shared
+    # Defaults that the tables name.
+    assert "`width` (10000)" in part and RanPAC().width == 10000
+    assert "`ridge` (0.01)" in part and LDA().ridge == 0.01
+    assert "`rank` (8), `alpha` (twice the rank)" in part and Tuning("lora").settings == {
+        "tune": "lora", "rank": 8, "alpha": 16.0
+    }  # fmt: skip
+    assert "of `adapter` (64)" in part and Tuning("adapter").bottleneck == 64
+    assert "`per_class` (10)" in part and ExperienceReplay(encoder).settings["per_class"] == 10
+    slow = SLCALike(encoder).settings
+    assert "`alignment` (3 epochs), `samples` (256)" in part and (slow["alignment"], slow["samples"]) == (3, 256)
+    assert "a hundredth" in part and slow["encoder_rate"] == slow["learning_rate"] / 100
+    first = APER(encoder).settings
+    assert (first["epochs"], first["batch_size"], first["learning_rate"], first["weight_decay"]) == (
+        20,
+        48,
+        0.01,
+        5e-4,
+    )
+    whole = APER(encoder, tune="full").settings
+    assert (whole["epochs"], whole["batch_size"], whole["weight_decay"]) == (6, 128, 0.05)
+    assert first["schedule"] == whole["schedule"] == "cosine" and first["optimizer"] == "sgd"
 
 
 def test_bad_settings_and_inputs(encoder):

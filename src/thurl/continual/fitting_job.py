@@ -33,6 +33,8 @@ def run_job(
 ) -> float:
     """See `thurl.continual.fitting.fit`."""
     before, verbosity = random_states(), transformers_logging.get_verbosity()
+    # transformers seeds every GPU that is visible.
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
         with single_process():
             arguments = _Arguments(
@@ -54,6 +56,7 @@ def run_job(
     finally:
         transformers_logging.set_verbosity(verbosity)
         set_random_states(before)
+        torch.cuda.set_rng_state_all(gpus)
 
 
 class _Arguments(TrainingArguments):
@@ -85,12 +88,17 @@ class _Job(MethodTrainer):
     ) -> None:
         super().__init__(model, arguments, train_dataset=batches)
         quiet_trainer(self)
-        # One process in full precision has nothing to prepare, and accelerate looks for packages on the disk at every
-        # step and collects the garbage of the whole process before the first: most of the time of a small network.
+        self._batches, self._groups, self._settings = batches, groups, settings
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # One process in full precision has nothing to prepare, wrap or let go. accelerate looks for packages on the
+        # disk at every step, imports DeepSpeed, which prints, and collects the garbage of the whole process: most of
+        # the time of a small network.
         accelerator: Any = self.accelerator
         accelerator.prepare = accelerator.free_memory = lambda *objects: objects
-        accelerator.backward = lambda loss, **kwargs: loss.backward()
-        self._batches, self._groups, self._settings = batches, groups, settings
+        accelerator.unwrap_model = lambda model, **options: model
+        accelerator.backward = lambda loss, **options: loss.backward()
 
     def get_train_dataloader(self) -> Any:
         return _Loader(self._batches)

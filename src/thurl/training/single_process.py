@@ -36,13 +36,16 @@ _LAUNCHED = (
 
 
 def process_device() -> torch.device:
-    """The device of this process: accelerate's where it has been asked, or the GPU of the local rank, or the CPU."""
+    """The device of this process: accelerate's where it has been asked, or what a launcher has said it will be, or the
+    GPU of the local rank, or the CPU."""
     from accelerate import PartialState
 
     known = PartialState._shared_state.get("device")
     if known is not None:
-        return torch.device("cpu") if known.type == "cpu" else known
-    if torch.cuda.is_available():
+        return torch.device("cpu") if known.type == "cpu" else known  # accelerate numbers CPUs by process
+    if "ACCELERATE_TORCH_DEVICE" in os.environ:
+        return torch.device(os.environ["ACCELERATE_TORCH_DEVICE"])
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
 
