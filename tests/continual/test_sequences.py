@@ -128,7 +128,7 @@ def test_the_report_shows_trees_matrices_and_baselines(document, tmp_path):
     for words in ("random, mean of 8", "best of candidates", "myopic, equal budget", "proxy hardest", "0.875",
                   "not measured", "mean of 2 seeds", "visits of the children", "AA trained again"):  # fmt: skip
         assert words in page, words
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 4
     write_report(tmp_path / "bare.html", {**document, "baselines": []})
     assert "left out of this search" in (tmp_path / "bare.html").read_text()
     rows = builder_rows(document)
