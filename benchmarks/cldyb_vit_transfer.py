@@ -1,6 +1,6 @@
 """Which learners share weaknesses: one search per learner on the pool and encoder of `cldyb_vit.py`.
 
-    python benchmarks/cldyb_vit_transfer.py DATA --seeds 201 202 203
+    python benchmarks/cldyb_vit_transfer.py DATA --seeds 211 212 213
 
 DATA, pool, encoder and learners as there, with the same seeds. Every learner is then trained again on every other's
 sequence, with one fresh seed, and read on pictures no search has seen.
