@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cldyb_judge import Judge, Metrics, margins, mean_margins, means, missed, tell
+from cldyb_judge import Judge, Metrics, add_run, margins, mean_margins, means, tell
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
@@ -57,7 +57,6 @@ from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.sampling import keyed_generator
 from thurl.continual.search import Built, most_trainings, random_sequence, search_sequence
 from thurl.distillation.sources.idx import load_idx
-from thurl.training.results import read_results, write_results
 
 
 SIZES = (20, 20, 25)
@@ -104,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         record = run(options.data, seed, options.report_seeds)
         tell(seed, str(record["margins"]))
-        # Read again each time: several commands, one per seed, may run side by side.
-        others = read_results(options.out)["runs"] if options.out.is_file() else []
-        runs = sorted([*(other for other in others if other["seed"] != seed), record], key=lambda entry: entry["seed"])
-        failures = missed(mean_margins(runs), BARS)
-        write_results(options.out, recipe="benchmarks/cldyb_vit.py", runs=runs, bars=BARS, failures=failures)
+        failures = add_run(options.out, "benchmarks/cldyb_vit.py", record, BARS, mean_margins)
     sys.stdout.write(f"{', '.join(failures) or 'passed'}\n")
     return int(bool(failures))
 
