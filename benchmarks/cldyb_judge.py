@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from thurl.continual.class_data import ClassData
 from thurl.continual.evaluator import Evaluator, Tasks
 from thurl.continual.metrics import continual_metrics
 from thurl.continual.prefix_store import PrefixStore
+from thurl.training.results import read_results, write_results
 
 
 METRICS = ("aa", "aaa", "ala", "afm", "ar")
@@ -106,6 +108,25 @@ def mean_margins(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over the runs, and as `p1_each` the lowest P1."""
     found = {name: float(np.mean([run["margins"][name] for run in runs])) for name in runs[0]["margins"]}
     return {**found, "p1_each": min(run["margins"]["p1"] for run in runs)}
+
+
+def add_run(
+    path: Path,
+    recipe: str,
+    record: Mapping[str, Any],
+    bars: Mapping[str, float],
+    values: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]],
+) -> list[str]:
+    """Write a record into a results file beside those of other seeds, and say which bars all of them miss.
+
+    The file is read again each time: several commands, one per seed, may run side by side.
+    """
+    others = read_results(path)["runs"] if path.is_file() else []
+    runs = [*(other for other in others if other["seed"] != record["seed"]), record]
+    runs.sort(key=lambda run: run["seed"])
+    failures = missed(values(runs), bars)
+    write_results(path, recipe=recipe, runs=runs, bars=bars, failures=failures)
+    return failures
 
 
 def tell(seed: int, line: str) -> None:

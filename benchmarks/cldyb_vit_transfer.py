@@ -14,20 +14,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from cldyb_judge import Judge, mean_transfer, missed, own_margin, tell
+from cldyb_judge import Judge, add_run, mean_transfer, own_margin, tell
 from cldyb_vit import SEARCH, SEARCHED, digits
 
 from thurl.continual.evaluator import Evaluator
 from thurl.continual.learners import learners_of, parse_learner
 from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.search import search_sequence
-from thurl.training.results import write_results
 
 
 INDIVIDUAL = replace(SEARCH, clusters=6, simulations=12, pick="uniform")
@@ -39,17 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, default=Path("results/cldyb_vit_transfer.json"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/cldyb_vit_transfer.json"), help="other seeds in it stay"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    runs: list[dict[str, Any]] = []
     for seed in options.seeds:
-        runs.append(run(options.data, seed))
-        tell(seed, str(runs[-1]))
-        failures = missed({"p6": own_margin(mean_transfer(runs))}, BARS)
-        write_results(options.out, recipe="benchmarks/cldyb_vit_transfer.py", runs=runs, bars=BARS, failures=failures)
+        record = run(options.data, seed)
+        tell(seed, str(record))
+        failures = add_run(options.out, "benchmarks/cldyb_vit_transfer.py", record, BARS, worst)
     sys.stdout.write(f"{', '.join(failures) or 'passed'}\n")
     return int(bool(failures))
+
+
+def worst(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """P6 of the mean matrix."""
+    return {"p6": own_margin(mean_transfer(runs))}
 
 
 def run(folder: Path, seed: int) -> dict[str, Any]:

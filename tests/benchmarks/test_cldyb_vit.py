@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from thurl.training.results import read_results
+
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {"tasks": 2, "classes_per_task": 2, "starts": 3, "clusters": 2, "simulations": 2, "depth": 1}
@@ -115,7 +117,7 @@ def test_seeds_of_several_commands_stay_in_the_file(benchmark, tmp_path, monkeyp
     assert benchmark.main([str(tmp_path), "--seeds", "2", "--out", str(out)]) == 0
     # 0.12 on one seed is enough, but not on average: 0.147 over the seeds 1, 2 and 3.
     assert benchmark.main([str(tmp_path), "--seeds", "3", "1", "--out", str(out), "--report-seeds", "1"]) == 1
-    found = benchmark.read_results(out)
+    found = read_results(out)
     assert [(run["seed"], run["report_seeds"]) for run in found["runs"]] == [(1, 1), (2, 2), (3, 1)]
     assert len(found["failures"]) == 1 and found["failures"][0].startswith("p1: 0.147 is below 0.15")
     assert "p1: 0.147" in capsys.readouterr().out
