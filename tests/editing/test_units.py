@@ -34,7 +34,7 @@ def test_without_a_neuron_the_hidden_layer_misses_it_and_nothing_else(name):
         columns.copy_(kept)
         rows = model.get_parameter(first.parameter)
         rows[first.indices(neuron)] = 0
-        model.get_parameter(first.parameter.replace("weight", "bias"))[first.indices(neuron)] = 0
+        model.get_submodule(first.parameter.removesuffix(".weight")).bias[first.indices(neuron)] = 0
         without_rows = network(inputs)
     torch.testing.assert_close(without_rows, without_column, rtol=0, atol=1e-6)
 
