@@ -124,6 +124,15 @@ def test_samples_of_a_picture_encoder(pool, encoder, tmp_path, counted):
     assert len(counted) == asked and torch.equal(again.features, data.features) and again.identity == data.identity
 
 
+@pytest.mark.gpu
+def test_features_from_a_gpu_are_on_the_cpu_and_the_encoder_comes_back(pool, encoder):
+    there = class_data(pool, encoder.model, encoder.preprocess, device="cuda")
+    here = class_data(pool, encoder.model, encoder.preprocess)
+    assert there.features.device.type == "cpu"
+    torch.testing.assert_close(there.features, here.features, atol=1e-3, rtol=1e-3)
+    assert {parameter.device.type for parameter in encoder.model.parameters()} == {"cpu"}
+
+
 def test_the_identity_of_samples_includes_their_inputs():
     class Lazy:
         def __init__(self, identity):

@@ -8,6 +8,7 @@ import logging
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
+import peft
 import pytest
 import timm
 import torch
@@ -85,6 +86,16 @@ def test_an_encoder_has_the_structure_of_its_transformer(saved, kind):
     model = load_encoder(str(saved[kind][0])).model
     assert len(transformer_blocks(model)) == 2 and final_norm(model) is not None
     assert all(name.startswith("backbone.") for name in lora_targets(model))
+    inputs = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(inputs)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=lora_targets(model)))
+    torch.testing.assert_close(adapted(inputs), before)
+    adapted(inputs).square().sum().backward()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    # LoRA's second matrix begins at zero: it alone has a gradient.
+    moved = [parameter for parameter in trained if bool(parameter.grad.any())]
+    assert len(trained) == 2 * len(lora_targets(model)) and len(moved) == len(trained) // 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,9 @@
-"""What an encoder has to give, and pictures as short vectors. Light: a process that only trains learners needs no
+"""What an encoder has to give, the encoder around a model of any library, and pictures as short vectors. Light: a process that only trains learners needs no
 more than torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,43 @@ from torch import nn
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["flat_input", "pooled"]
+__all__ = ["VisionEncoder", "flat_input", "pooled"]
+
+
+class VisionEncoder(nn.Module):
+    """A vision model of any library that gives features.
+
+    Args:
+        backbone: the model.
+        output: what of its output are the features: "cls" the first of `last_hidden_state`, "projected"
+            `image_embeds`, "pooled" `pooler_output`, "features" the output itself.
+        size: channels, height and width of the pictures it reads.
+        description: what decides the features beside the weights, as JSON values; part of the fingerprint.
+    """
+
+    def __init__(self, backbone: nn.Module, output: str, size: Sequence[int], description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.output = output
+        self.size = tuple(size)
+        self.description = {**description, "output": output, "size": list(size)}
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] of normalised pictures, float [B, *size].
+
+        Raises:
+            UsageError: pictures of another size.
+        """
+        if tuple(pixel_values.shape[1:]) != self.size:
+            raise UsageError(
+                f"inputs are {tuple(pixel_values.shape)}; this encoder reads pictures of {('B', *self.size)}"
+            )
+        found = self.backbone(pixel_values)
+        if self.output == "cls":
+            return found.last_hidden_state[:, 0]
+        if self.output == "projected":
+            return found.image_embeds
+        return found.pooler_output if self.output == "pooled" else found
 
 
 def pooled(encoder: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,8 @@ class PicturePreprocessing:
     def scaled(self, pictures: torch.Tensor) -> torch.Tensor:
         """Second step: uint8 [n, C, H, W] as float32, normalised."""
         mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return (pictures.float() / 255 - mean) / std
+        # In place: memory is what this costs.
+        return pictures.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 class PictureInputs:

@@ -25,7 +25,7 @@ class Kind:
     """A `model_type` of transformers.
 
     Args:
-        load: model and what of its output are the features, see `thurl.continual.vision_encoders.VisionEncoder`, from
+        load: model and what of its output are the features, see `thurl.continual.encoding.VisionEncoder`, from
             a folder and its settings.
         any_size: it interpolates its positions: pictures have the size of its image processor, not that of its
             pre-training.

@@ -3,7 +3,7 @@
 | folder | features |
 |---|---|
 | `MLPEncoder` | its last layer |
-| ViT, DeiT, DINOv2 of transformers | the CLS token after the final norm; no pooler, which is mostly a random one |
+| ViT, DeiT, DINOv2 of transformers | the CLS token after the final norm; a pooler is left out |
 | CLIP of transformers, or its vision tower with projection | projected, to be compared with text features |
 | CLIP vision tower without projection | the CLS token after the final norm |
 | timm, as timm saves for the Hub | what the model gives to its classifier |
@@ -26,50 +26,14 @@ from torch import nn
 from thurl.continual.contamination import clip_text_features
 from thurl.continual.encoder_files import check_weights, encoder_folder, from_pretrained, read_config
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
-from thurl.continual.encoding import flat_input
+from thurl.continual.encoding import VisionEncoder, flat_input
 from thurl.continual.picture_inputs import PicturePreprocessing
 from thurl.continual.transformers_encoders import KINDS, load_processor
 from thurl.errors import UsageError
 from thurl.messages import nearest
 
 
-__all__ = ["LoadedEncoder", "VisionEncoder", "load_encoder"]
-
-
-class VisionEncoder(nn.Module):
-    """A vision model of any library that gives features.
-
-    Args:
-        backbone: the model.
-        output: what of its output are the features: "cls" the first of `last_hidden_state`, "projected"
-            `image_embeds`, "pooled" `pooler_output`, "features" the output itself.
-        size: channels, height and width of the pictures it reads.
-        config: what decides the features beside the weights, as JSON values; part of the fingerprint.
-    """
-
-    def __init__(self, backbone: nn.Module, output: str, size: Sequence[int], config: dict[str, Any]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.output = output
-        self.size = tuple(size)
-        self.config = {**config, "output": output, "size": list(size)}
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features [B, D] of normalised pictures, float [B, *size].
-
-        Raises:
-            UsageError: pictures of another size.
-        """
-        if tuple(pixel_values.shape[1:]) != self.size:
-            raise UsageError(
-                f"inputs are {tuple(pixel_values.shape)}; this encoder reads pictures of {('B', *self.size)}"
-            )
-        found = self.backbone(pixel_values)
-        if self.output == "cls":
-            return found.last_hidden_state[:, 0]
-        if self.output == "projected":
-            return found.image_embeds
-        return found.pooler_output if self.output == "pooled" else found
+__all__ = ["LoadedEncoder", "load_encoder"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ __all__ = ["fingerprint"]
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of kind, configuration and weights: the same for a saved and loaded model, another after a change.
 
-    The configuration is `model.config`, one of transformers or a mapping.
+    The configuration is that of transformers, or the mapping `description` of a model of ours.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "to_diff_dict"):
-        config = config.to_diff_dict()
-    if isinstance(config, Mapping):
-        kept = {key: value for key, value in config.items() if key not in _UNSTABLE}
+    settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else getattr(model, "description", None)
+    if settings is not None:
+        kept = {key: value for key, value in settings.items() if key not in _UNSTABLE}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
