@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from thurl.editing.hypernetwork import TRAINING_CLAMP, MaskHypernetwork, MaskHypernetworkConfig
-from thurl.editing.official import convert_hypernetwork, hypernetwork_from_official
+from thurl.editing.official_hypernetwork import convert_hypernetwork, hypernetwork_from_official
 from thurl.errors import DataError, MissingRequirementError, UsageError
 
 
@@ -36,7 +36,7 @@ def test_official_soft_masks(state: dict[str, torch.Tensor], io: dict[str, torch
 
 
 def test_official_file_becomes_a_folder(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    torch.save(state, tmp_path / "hyper.pth")
+    torch.save(state, tmp_path / "hyper.pth")  # noqa: TID251 - the official format
     model = convert_hypernetwork(tmp_path / "hyper.pth", tmp_path / "out", heads=2, base_fingerprint="ab" * 32)
     again = MaskHypernetwork.from_pretrained(tmp_path / "out", base_fingerprint="ab" * 32)
     assert again.config.rows == 6 and again.config.neurons == 40 and again.config.blocks == 2
@@ -64,7 +64,7 @@ def test_official_state_is_taken_strictly(state: dict[str, torch.Tensor], tmp_pa
         hypernetwork_from_official(state, heads=5)
     with pytest.raises(MissingRequirementError):
         convert_hypernetwork(tmp_path / "none.pth", tmp_path / "out")
-    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save([1, 2], tmp_path / "list.pth")  # noqa: TID251 - the official format
     with pytest.raises(DataError, match="holds a list"):
         convert_hypernetwork(tmp_path / "list.pth", tmp_path / "out")
 

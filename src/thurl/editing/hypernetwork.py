@@ -1,7 +1,7 @@
 """The hypernetwork g: class token of a failing picture to a soft mask over the neurons that may be edited.
 
 "Learning Where to Edit Vision Transformers" (NeurIPS 2024, arXiv 2411.01948); sizes, activation and clamps from the
-official code (GitHub `hustyyq/Where-to-Edit`), whose files `thurl.editing.official` converts. One learned query token
+official code (GitHub `hustyyq/Where-to-Edit`), whose files `thurl.editing.official_hypernetwork` converts. One learned query token
 per row of the mask goes before the class token, then come pre-norm blocks without positions and without a last norm.
 
 Deliberate differences: every size follows from the base model, weights that are missing are an error, and a network
@@ -172,8 +172,8 @@ class MaskHypernetwork(PreTrainedModel):
         if config.base_fingerprint != fingerprint and not force:
             what = "says no base model" if config.base_fingerprint is None else f"belongs to {_named(config)}"
             problems.append(
-                f"the hypernetwork {what}, the model to be edited is {fingerprint[:12]}: its masks would mean nothing. "
-                "Take the one trained for this model, or force it"
+                f"the hypernetwork {what}, the model to be edited is {fingerprint[:12]}: its masks would mean "
+                "nothing. Take the one trained for this model, or force it"
             )
         if problems:
             raise UsageError(problems)
