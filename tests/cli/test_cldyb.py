@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from thurl.cli import app
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
-from thurl.continual.encoding import fingerprint
+from thurl.training.fingerprint import fingerprint
 
 
 def invoke(*arguments):

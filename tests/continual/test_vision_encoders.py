@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, BertConfig, BertModel, ViTImageProcessor
 
-from thurl.continual.encoding import fingerprint, pooled
+from thurl.continual.encoding import pooled
 from thurl.continual.picture_inputs import as_picture
 from thurl.continual.vision_encoders import load_encoder
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.training.fingerprint import fingerprint
 from thurl.vit import final_norm, lora_targets, transformer_blocks
 
 from .tiny_encoders import KINDS, save_encoder

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from thurl.continual.class_data import ClassData, TaskData
-from thurl.continual.encoding import fingerprint, pooled
+from thurl.continual.encoding import pooled
 from thurl.continual.learner import State
 from thurl.errors import UsageError
+from thurl.training.fingerprint import fingerprint
 
 
 __all__ = ["ExperienceReplay", "Finetune", "SLCALike"]
