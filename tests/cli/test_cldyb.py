@@ -106,7 +106,7 @@ def test_a_changed_pool_is_refused(place, tmp_path):
     [
         (["search", "--pool", "pool.jsonl", "-o", "x.json"], 2, "give either --encoder"),
         (["search", "--pool", "pool.jsonl", "-o", "s.json", "--encoder", "encoder"], 2, "there is such a file"),
-        (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "none"], 3, "no encoder"),
+        (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "none"], 3, "no model there"),
         (["search", "--pool", "none.jsonl", "-o", "x.json", "--encoder", "encoder"], 1, "cannot be read as a pool"),
         (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "encoder", "-l", "ewc"], 2, "choose from"),
         (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "encoder"], 2, "need 200; the pool has 6"),
