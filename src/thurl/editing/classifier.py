@@ -86,6 +86,11 @@ class Classifier(nn.Module):
         """The layers that hold the units' weights, by the name of the weight."""
         return {unit.parameter: _layer_of(self.model, unit) for unit in self.units}
 
+    def whole(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] of pictures by the model's own forward pass."""
+        output = self.model(pixel_values)
+        return output if isinstance(output, torch.Tensor) else output.logits
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] from the output [B, N, D] of the last block."""
         raise NotImplementedError
@@ -101,8 +106,7 @@ class Classifier(nn.Module):
         those of a changed model.
         """
         if layer is None:
-            output = self.model(inputs)
-            return output if isinstance(output, torch.Tensor) else output.logits
+            return self.whole(inputs)
         hidden = inputs
         for block in transformer_blocks(self.model)[layer:]:
             hidden = _through(block, hidden)
@@ -172,7 +176,7 @@ class Classifier(nn.Module):
 
         with _hook(block.register_forward_pre_hook(cut, with_kwargs=True)):
             try:
-                self.model(pixel_values)
+                self.whole(pixel_values)
             except _CutError:
                 return kept[0]
         raise UsageError(f"{type(self.model).__name__} does not call its blocks on pictures; wrap it so that it does")

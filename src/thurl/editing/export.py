@@ -12,7 +12,7 @@ from thurl.editing.delta import Delta, apply_delta
 from thurl.training.tensor_files import write_tensors
 
 
-__all__ = ["export_edited"]
+__all__ = ["export_edited", "save_model"]
 
 
 def export_edited(model: nn.Module, delta: Delta, folder: Path, force: bool = False) -> None:
@@ -29,8 +29,14 @@ def export_edited(model: nn.Module, delta: Delta, folder: Path, force: bool = Fa
     Raises:
         UsageError: the edit was made for another model.
     """
-    whole: Any = copy.deepcopy(model)
+    whole = copy.deepcopy(model)
     apply_delta(whole, delta, force)
+    save_model(whole, folder)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Save a model as it is, in the way `export_edited` says."""
+    whole: Any = model
     if hasattr(whole, "save_pretrained"):
         whole.save_pretrained(folder)
     elif (getattr(whole, "pretrained_cfg", None) or {}).get("architecture"):

@@ -11,6 +11,7 @@ says which base model it was trained for and refuses another one. `gradient_toke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from thurl.errors import DataError, UsageError
+from thurl.vision_models.files import check_weights, from_pretrained, read_config
 
 
-__all__ = ["EDITING_CLAMP", "TRAINING_CLAMP", "MaskHypernetwork", "MaskHypernetworkConfig"]
+__all__ = ["EDITING_CLAMP", "TRAINING_CLAMP", "MaskHypernetwork", "MaskHypernetworkConfig", "load_hypernetwork"]
 
 TRAINING_CLAMP = 1e-5
 """Soft masks stay that far from 0 and 1 in training."""
@@ -201,6 +203,26 @@ class MaskHypernetwork(PreTrainedModel):
         if fingerprint is not None:
             model.require_base(fingerprint, units, force=force)
         return (model, info) if with_info else model
+
+
+def load_hypernetwork(folder: Path, fingerprint: str, units: Sequence[str], force: bool = False) -> MaskHypernetwork:
+    """A hypernetwork from this machine for a base model, in evaluation mode.
+
+    Args:
+        fingerprint, units, force: see `MaskHypernetwork.require_base`.
+
+    Raises:
+        MissingRequirementError: no such folder, or no safetensors in it.
+        DataError: broken weights, or fewer than the network has.
+        UsageError: a model of another kind, or a network of another base model.
+    """
+    kind = read_config(folder).get("model_type")
+    if kind != MaskHypernetworkConfig.model_type:
+        raise UsageError(f"{folder}: holds a {kind}, not the hypernetwork of an edit")
+    check_weights(folder)
+    network: MaskHypernetwork = from_pretrained(MaskHypernetwork, folder)
+    network.require_base(fingerprint, units, force=force)
+    return network
 
 
 class _Block(nn.Module):

@@ -8,14 +8,16 @@ of the head and is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.training.released_files import read_checkpoint
 
 
-__all__ = ["convert_official_vit", "official_vit"]
+__all__ = ["convert_official_vit", "official_vit", "save_official_vit"]
 
 _ROOT = "backbone.transformer."
 _EMBEDDINGS = ("cls_token", "position_embeddings", "patch_embeddings.weight", "patch_embeddings.bias")
@@ -143,6 +145,39 @@ def official_vit(weights: Mapping[str, torch.Tensor], heads: int, library: str =
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"the weights do not fit together: {reason}; download them again") from None
     return model.eval()
+
+
+def save_official_vit(path: Path, folder: Path, heads: int = 12) -> None:
+    """Turn a released file into a folder of transformers with the released test transform: the shorter side to 256 for
+    224 pixels (bilinear), the middle of it, mean and standard deviation 0.5.
+
+    Args:
+        path: `.pth` of plain tensors, opened without running anything, or safetensors.
+        folder: made if need be.
+        heads: see `official_vit`.
+
+    Raises:
+        UsageError: a folder that holds a model already, and what `official_vit` raises.
+        DataError, MissingRequirementError: as `official_vit` and `read_checkpoint`.
+    """
+    if (folder / "config.json").exists():
+        raise UsageError(f"{folder} holds a model already; choose another folder")
+    content = read_checkpoint(path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DataError(f"{path}: no mapping from names to tensors; give the file of a released vision transformer")
+    model = official_vit(content, heads, "transformers")
+    from transformers import CLIPImageProcessor
+
+    side = model.config.image_size
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": round(side * 256 / 224)},
+        crop_size={"height": side, "width": side},
+        resample=2,
+        image_mean=[0.5] * model.config.num_channels,
+        image_std=[0.5] * model.config.num_channels,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _depth(weights: Mapping[str, torch.Tensor]) -> int:

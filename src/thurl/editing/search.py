@@ -37,7 +37,7 @@ class Locality:
         self._classifier = classifier
         self._layer = classifier.first_layer
         self._hidden = [classifier.prefix(batch, self._layer) for batch in batches]
-        self.before = self._predictions(None)
+        self.before = self.predictions()
 
     @property
     def size(self) -> int:
@@ -46,10 +46,11 @@ class Locality:
 
     def rate(self, delta: Delta) -> float:
         """Share of the pictures, in [0, 1], that are predicted as before the edit."""
-        return float((self._predictions(delta) == self.before).float().mean())
+        return float((self.predictions(delta) == self.before).float().mean())
 
     @torch.no_grad()
-    def _predictions(self, delta: Delta | None) -> torch.Tensor:
+    def predictions(self, delta: Delta | None = None) -> torch.Tensor:
+        """Classes int64 [N] of the pictures, by the model as it is or with an edit."""
         weights = None if delta is None else edited_weights(self._classifier.model, delta)
         suffix = self._classifier.suffix
         return torch.cat([suffix(hidden, self._layer, weights).argmax(dim=-1) for hidden in self._hidden])

@@ -14,7 +14,7 @@ from thurl.vision_models.files import first_line
 from thurl.vision_models.preprocessing import PicturePreprocessing
 
 
-__all__ = ["hub_name", "load_timm"]
+__all__ = ["class_names", "hub_name", "load_timm"]
 
 
 def hub_name(name: str) -> str:
@@ -73,6 +73,26 @@ def load_timm(
     mean, std = (tuple(float(value) for value in transform[key]) for key in ("mean", "std"))
     name = json.dumps({"timm": transform}, sort_keys=True)
     return model.eval(), description, PicturePreprocessing(resize, (size[0], size[1], size[2]), mean, std, name)
+
+
+def class_names(model: Any, config: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes: those in config.json, else of ImageNet where the model is of it; empty if neither.
+
+    Raises:
+        DataError: another number of names than the model has classes.
+    """
+    own = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if own:
+        descriptions = config.get("label_descriptions") or {}
+        if len(own) != model.num_classes:
+            raise DataError(f"config.json names {len(own)} classes of {model.num_classes}; correct `label_names`")
+        return tuple(str(descriptions.get(name, name)) for name in own)
+    data = _timm().data
+    subset = data.infer_imagenet_subset(model)
+    if subset is None:
+        return ()
+    info = data.ImageNetInfo(subset)
+    return tuple(info.index_to_description(index) for index in range(model.num_classes))
 
 
 def _timm() -> Any:
