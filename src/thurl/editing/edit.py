@@ -72,8 +72,8 @@ class EditSettings:
         if self.max_steps < 1:
             problems.append(f"max_steps {self.max_steps}: must be at least 1")
         if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            problems.append(f"optimizer {self.optimizer!r}: must be one of {known}{nearest(self.optimizer, known)}")
+            hint = nearest(self.optimizer, OPTIMIZERS)
+            problems.append(f"optimizer {self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}{hint}")
         if problems:
             raise UsageError(problems)
 
