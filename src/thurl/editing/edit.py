@@ -72,8 +72,8 @@ class EditSettings:
         if self.max_steps < 1:
             problems.append(f"max_steps {self.max_steps}: must be at least 1")
         if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            problems.append(f"optimizer {self.optimizer!r}: must be one of {known}{nearest(self.optimizer, known)}")
+            hint = nearest(self.optimizer, OPTIMIZERS)
+            problems.append(f"optimizer {self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}{hint}")
         if problems:
             raise UsageError(problems)
 
@@ -122,6 +122,10 @@ class _Slice:
     value: torch.Tensor
     projector: torch.Tensor | None
     state: State = field(default=())
+
+    def done(self) -> UnitChange:
+        """On the CPU, so that edits of any device are merged and saved alike."""
+        return UnitChange(self.change.unit, self.change.neurons.cpu(), self.value.detach().cpu(), self.original.cpu())
 
     def difference(self) -> torch.Tensor:
         """What is added to the weights once they are back in their own dtype; gradients reach `value`."""
@@ -182,6 +186,7 @@ def edit(
         mask = torch.zeros_like(mask)
     slices = _slices(classifier, mask, protection)
     losses: list[float] = []
+    stopped = False
     with ExitStack() as stack:
         for one in slices:
             stack.enter_context(_hooked(classifier.linear[one.change.unit.parameter], one))
@@ -191,7 +196,8 @@ def edit(
             value = loss.item()
             if not math.isfinite(value):
                 raise UsageError(f"the loss is {value} at step {step}, nothing is edited; {_advice(step)}")
-            if value <= settings.stop_loss and all(_right(logits, labels)):
+            stopped = value <= settings.stop_loss and all(_right(logits, labels))
+            if stopped:
                 break
             losses.append(value)
             if watch is not None:
@@ -202,7 +208,7 @@ def edit(
     done = Delta(
         classifier.fingerprint(),
         classifier.units,
-        tuple(replace(one.change, change=one.value.detach(), original=one.original) for one in slices),
+        tuple(one.done() for one in slices),
     )
     # The edited weights themselves, as applying them gives: in half precision what the hooks add up is not the same.
     with torch.no_grad():
@@ -215,8 +221,8 @@ def edit(
     too_much = [f"{label} by {value:.2f}" for label, value in change.items() if value > settings.change_cap]
     if too_much:
         logger.warning(
-            "the edit changes the touched weights of %s of their norm, more than %g; a lower rate, fewer steps or more "
-            "neurons change less",
+            "the edit changes the touched weights of %s of their norm, more than %g; a lower rate or fewer steps "
+            "change less",
             ", ".join(too_much),
             settings.change_cap,
         )
@@ -237,7 +243,7 @@ def edit(
         tuple(losses),
         right_before,
         right,
-        all(right) and losses[-1] <= settings.stop_loss,
+        all(right) and (stopped or losses[-1] <= settings.stop_loss),
         change,
         logits.cpu(),
     )
