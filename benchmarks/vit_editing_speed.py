@@ -3,9 +3,9 @@ cached prefix and masked parameters against an edit through the whole network.
 
     python benchmarks/vit_editing_speed.py
 
-Random weights, random pictures, float32, one thread, no GPU, 12 blocks of which 7 to 9 are edited. `ratio`: CPU time of
-this process of the slow way, as the official code goes, over that of ours in the same round with the same weights and
-draws. Larger is faster. `largest_difference`: of the loss after the search, and of an edited weight.
+Random weights, random pictures, float32, one thread, no GPU, 12 blocks of which 7 to 9 are edited. `ratio`: CPU time
+of this process of the slow way, as the official code goes, over that of ours in the same round with the same weights
+and draws. Larger is faster. `largest_difference`: of the loss after the search, and of an edited weight.
 """
 
 from __future__ import annotations
