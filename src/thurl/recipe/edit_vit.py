@@ -145,9 +145,7 @@ class EditViTRecipe(Section):
             if model.digits is not None and data is not None:
                 found.append((("data",), "is brought along by `model.digits`; remove it"))
         if model is not None and evaluation is not None and model.digits is None:
-            message = (
-                "edits failures of `model.digits`; failures of other models are edited by `thurl edit`: remove it"
-            )
+            message = "is for `model.digits`; failures of other models are edited by `thurl edit`: remove it"
             found.append((("evaluation",), message))
         training = sections.get("training")
         if not isinstance(training, dict):
