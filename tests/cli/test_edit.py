@@ -73,7 +73,7 @@ def wrong_class(place, kind, image):
     """The class the model finds least likely, and the one it says."""
     it = loaded(place, kind)
     with torch.no_grad():
-        logits = it.classifier.logits(it.preprocess.scaled(it.preprocess(open_image(place / image))[None]))
+        logits = it.classifier.logits(it.preprocessing.scaled(it.preprocessing(open_image(place / image))[None]))
     return int(logits.argmin()), int(logits.argmax())
 
 
@@ -120,7 +120,7 @@ def wrong_class_in(tmp_path, place, kind):
     it = loaded(tmp_path_with(tmp_path, place), kind)
     with torch.no_grad():
         return int(
-            it.classifier.logits(it.preprocess.scaled(it.preprocess(open_image(place / "0.png"))[None])).argmax()
+            it.classifier.logits(it.preprocessing.scaled(it.preprocessing(open_image(place / "0.png"))[None])).argmax()
         )
 
 
@@ -128,7 +128,7 @@ def test_zero_shot_logits_are_those_of_clip(place):
     from transformers import AutoTokenizer
 
     it = loaded(place, "clip")
-    pixels = it.preprocess.scaled(torch.stack([it.preprocess(open_image(place / f"{i}.png")) for i in range(3)]))
+    pixels = it.preprocessing.scaled(torch.stack([it.preprocessing(open_image(place / f"{i}.png")) for i in range(3)]))
     words = AutoTokenizer.from_pretrained(place / "clip")
     texts = [f"a photo of a {name}." for name in it.names]
     with torch.no_grad():

@@ -135,7 +135,7 @@ def run(
         before = classifier.logits(pixel_values).cpu()
     kept, files, batches = None, [], []
     if locality is not None:
-        files, batches = folder_batches(locality, loaded.preprocess, batch_size, where)
+        files, batches = folder_batches(locality, loaded.preprocessing, batch_size, where)
         kept = Locality(classifier, batches)
     trials = []
     if kept is not None and min_locality is not None:
@@ -394,7 +394,7 @@ def _source(
         return learned
     from thurl.editing.edit_inputs import folder_batches
 
-    _, batches = folder_batches(mean_over, loaded.preprocess, batch_size, device)
+    _, batches = folder_batches(mean_over, loaded.preprocessing, batch_size, device)
     # A network that reads gradients takes what the model says of these pictures, which have no labels.
     pairs = [(batch, classifier.logits(batch).argmax(dim=-1).detach()) for batch in batches]
     return FixedMask(mean_scores(learned, classifier, pairs))

@@ -57,13 +57,13 @@ class LoadedClassifier:
 
     Args:
         classifier: with the default units.
-        preprocess: its test transform.
+        preprocessing: its test transform.
         names: of its classes; empty where nothing says them.
         folder: where it was found on this machine.
     """
 
     classifier: Classifier
-    preprocess: PicturePreprocessing
+    preprocessing: PicturePreprocessing
     names: tuple[str, ...]
     folder: Path
 

@@ -41,13 +41,13 @@ def read_failures(
             numbers.append(loaded.label_of(label))
         except UsageError as error:
             problems += error.problems
-    found, unread = _read(images, loaded.preprocess)
+    found, unread = _read(images, loaded.preprocessing)
     if problems:
         raise UsageError([*problems, *unread])
     if unread:
         raise DataError("\n".join(unread))
     classes = numbers * len(images) if len(numbers) == 1 else numbers
-    return loaded.preprocess.scaled(torch.stack(found)), torch.tensor(classes)
+    return loaded.preprocessing.scaled(torch.stack(found)), torch.tensor(classes)
 
 
 def folder_batches(
