@@ -57,6 +57,7 @@ class Classifier(nn.Module):
         self.depth = len(transformer_blocks(model))
         self.units = tuple(resolve_ffn(model, default_layers(model)) if units is None else units)
         self._checked = False
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
         _check_units(model, self.units)
 
     def with_units(self, units: Sequence[Unit]) -> Classifier:
@@ -107,21 +108,20 @@ class Classifier(nn.Module):
             hidden = _through(block, hidden)
         return self.head(hidden)
 
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[B, C] by the model's own forward pass; `pixel_values` [B, channels, H, W] are preprocessed pictures."""
-        return self(pixel_values)
+    def logits(self, pixel_values: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """[B, C] by the model's own forward pass.
+
+        Args:
+            pixel_values: [B, channels, H, W], preprocessed pictures.
+            weights: by full name, in place of those of the model; gradients flow into them.
+        """
+        return self._call((pixel_values,), weights)
 
     def suffix(
         self, hidden: torch.Tensor, layer: int, weights: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Logits [B, C] from what enters block `layer`.
-
-        Args:
-            weights: by full name, in place of those of the model; gradients flow into them.
-        """
-        if not weights:
-            return self(hidden, layer)
-        return functional_call(self, {f"model.{name}": weight for name, weight in weights.items()}, (hidden, layer))
+        """Logits [B, C] from what enters block `layer`; `weights` as for `logits`."""
+        return self._call((hidden, layer), weights)
 
     @torch.no_grad()
     def prefix(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
@@ -148,8 +148,20 @@ class Classifier(nn.Module):
         return self.feature(_through(last, self._input_of(last, pixel_values)))
 
     def fingerprint(self) -> str:
-        """Of the weights as they are now: an edit of another model is not applied to this one."""
-        return fingerprint(self.model)
+        """Of the weights as they are now: an edit of another model is not applied to this one.
+
+        Kept until a weight is changed in place or replaced, as torch counts it.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = (state, fingerprint(self.model))
+        return self._fingerprint[1]
+
+    def _call(self, inputs: tuple[Any, ...], weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+        if not weights:
+            return self(*inputs)
+        return functional_call(self, {f"model.{name}": weight for name, weight in weights.items()}, inputs)
 
     def _input_of(self, block: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
         kept: list[torch.Tensor] = []
@@ -237,7 +249,8 @@ def _through(block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 def _check_units(model: nn.Module, units: Sequence[Unit]) -> None:
     sizes = {unit.label: unit.size for unit in units}
-    if len(set(sizes.values())) != 1 or len(sizes) < len(units):
+    parameters = {unit.parameter for unit in units}
+    if len(set(sizes.values())) != 1 or len(sizes) < len(units) or len(parameters) < len(units):
         found = ", ".join(f"{unit.label} {unit.size}" for unit in units) or "none"
         raise UsageError(f"neurons of the units: {found}; a mask needs units of one size, each once")
     for unit in units:

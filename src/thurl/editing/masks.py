@@ -30,7 +30,9 @@ __all__ = [
     "describe_density",
     "gradient_scores",
     "hybrid_scores",
+    "mask_iou",
     "mean_scores",
+    "neurons_of",
     "random_mask",
 ]
 
@@ -80,8 +82,13 @@ def binarise(soft: torch.Tensor, density: float, compat_strict_gt: bool = False)
             raise UsageError(f"density {density} of {flat.numel()} neurons is none of them; raise it")
         return mean > flat[order[count - 1]]
     mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[order[: max(1, round(density * flat.numel()))]] = True
+    mask[order[: neurons_of(density, flat.numel())]] = True
     return mask.reshape(mean.shape)
+
+
+def neurons_of(density: float, total: int) -> int:
+    """Number of neurons in a mask: max(1, round(density * total))."""
+    return max(1, round(density * total))
 
 
 def describe_density(mask: torch.Tensor) -> str:
@@ -89,6 +96,15 @@ def describe_density(mask: torch.Tensor) -> str:
     kept, total = int(mask.sum()), mask.numel()
     density = kept / total
     return f"{kept} of {total} neurons, density {density:.4g} (sparsity {1 - density:.4g})"
+
+
+def mask_iou(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Neurons in both masks [T, M] over neurons in either, in [0, 1]; NaN where both are empty.
+
+    Two random masks of density d have about d / (2 - d).
+    """
+    either = int((first | second).sum())
+    return int((first & second).sum()) / either if either else float("nan")
 
 
 def random_mask(shape: Sequence[int], density: float, seed: int) -> torch.Tensor:

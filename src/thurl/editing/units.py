@@ -17,7 +17,7 @@ from thurl.errors import UsageError
 from thurl.vit import attention_output, feed_forward_layers, named_blocks
 
 
-__all__ = ["Unit", "default_layers", "resolve_attention_outputs", "resolve_ffn"]
+__all__ = ["Unit", "default_layers", "grouped", "resolve_attention_outputs", "resolve_ffn"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,12 @@ class Unit:
 
     def indices(self, neurons: torch.Tensor) -> torch.Tensor:
         """Rows or columns of neurons, int64 [groups * K]; `neurons` is int64 [K] with values in [0, M)."""
-        return torch.cat([neurons + group * self.size for group in range(self.groups)])
+        return grouped(neurons, self.size, self.groups)
+
+
+def grouped(neurons: torch.Tensor, size: int, groups: int) -> torch.Tensor:
+    """Places of neurons in a matrix that holds all `size` of them, `groups` times one after another."""
+    return torch.cat([neurons + group * size for group in range(groups)])
 
 
 def default_layers(model: nn.Module) -> list[int]:
