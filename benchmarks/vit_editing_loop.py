@@ -33,9 +33,7 @@ def _search(
         return pseudo_loss(teacher, functional_call(classifier, changed, (mixed,)), settings.temperature).sum()
 
     def factors(masks: torch.Tensor) -> list[torch.Tensor]:
-        return [
-            masks[row].repeat(unit.groups).unsqueeze(1 - unit.axis) for row, unit in enumerate(classifier.units)
-        ]
+        return [masks[row].repeat(unit.groups).unsqueeze(1 - unit.axis) for row, unit in enumerate(classifier.units)]
 
     scores = start.clone().requires_grad_()
     optimizer = torch.optim.RMSprop([scores], lr=settings.outer_rate)

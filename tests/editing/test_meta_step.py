@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-
-from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from thurl.editing.classifier import Classifier, as_classifier
 from thurl.editing.meta_step import (
@@ -24,7 +23,7 @@ from thurl.editing.meta_step import (
 from thurl.editing.units import resolve_attention_outputs, resolve_ffn
 from thurl.errors import UsageError
 
-from .official_vit import GOLDEN, official_classifier
+from .editing_models import GOLDEN, golden, golden_model, small_model
 
 
 OFFICIAL = SearchSettings(inner_steps=3, outer_steps=2, inner_rate=0.01, penalty=1 / (3 * 6 * 40))
@@ -32,16 +31,16 @@ OFFICIAL = SearchSettings(inner_steps=3, outer_steps=2, inner_rate=0.01, penalty
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return official_classifier()
+    return as_classifier(golden_model("transformers"))
 
 
 @pytest.fixture(scope="module")
 def io() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "vitedit_tiny_io.safetensors")
+    return golden("tiny_io")
 
 
 @pytest.fixture(scope="module")
-def loop():
+def loop() -> Any:
     path = Path(__file__).parents[2] / "benchmarks" / "vit_editing_loop.py"
     spec = spec_from_file_location("vit_editing_loop", path)
     assert spec is not None and spec.loader is not None
@@ -51,24 +50,8 @@ def loop():
 
 
 def gated() -> Classifier:
-    """DINOv2 with SwiGLU: two rows of the first matrix for each neuron."""
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        image_size=16,
-        patch_size=8,
-        num_labels=5,
-        use_swiglu_ffn=True,
-    )
-    model = Dinov2ForImageClassification(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    return as_classifier(model)
+    """Two rows of the first matrix for each neuron."""
+    return as_classifier(small_model("dinov2 swiglu"))
 
 
 def draw(classifier: Classifier, count: int, side: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -82,19 +65,23 @@ def test_official_iteration(classifier: Classifier, io: dict[str, torch.Tensor])
     found = search_masks(classifier, io["meta.mixed"], io["meta.images"], OFFICIAL, start=io["meta.learn_init"])
     torch.testing.assert_close(found.scores, io["meta.learn_after2"], atol=1e-4, rtol=0)
     torch.testing.assert_close(found.labels, io["meta.label_masks"], atol=1e-5, rtol=0)
-    assert found.edited.mean().item() == pytest.approx(meta["meta_out_kl"], abs=1e-6)
     assert 1 - found.labels.mean().item() == pytest.approx(meta["meta_label_sparsity"], abs=1e-5)
+    # the loss itself is a small difference of large numbers in float32
+    exact = as_classifier(copy.deepcopy(classifier.model).double())
+    wide = {name: io[f"meta.{name}"].double() for name in ("mixed", "images", "learn_init")}
+    found = search_masks(exact, wide["mixed"], wide["images"], OFFICIAL, start=wide["learn_init"])
+    assert found.edited.mean().item() == pytest.approx(meta["meta_out_kl"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["vit", "gated", "attention"])
-def test_the_batch_equals_one_picture_at_a_time(kind: str, classifier: Classifier, loop) -> None:
+def test_the_batch_equals_one_picture_at_a_time(kind: str, classifier: Classifier, loop: Any) -> None:
     if kind == "gated":
         model = gated()
     else:
         resolve = resolve_ffn if kind == "vit" else resolve_attention_outputs
         model = classifier.with_units(resolve(classifier.model, [8, 10]))
     mixed, clean, start = draw(model, 3, 16 if kind == "gated" else 32)
-    settings = SearchSettings(inner_steps=3, outer_steps=3, inner_rate=0.5, penalty=1e-5)
+    settings = SearchSettings(inner_steps=3, outer_steps=3, inner_rate=1e-3 if kind == "gated" else 0.5, penalty=1e-5)
     fast = search_masks(model, mixed, clean, settings, start=start)
     slow = loop.search_one_by_one(model, mixed, clean, settings, start)
     assert (fast.edited - fast.unedited).abs().max() > 1e-4

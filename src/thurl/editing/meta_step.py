@@ -247,7 +247,4 @@ def _zeros(classifier: Classifier, count: int) -> list[torch.Tensor]:
 
 def _spread(masks: torch.Tensor, units: Sequence[Unit]) -> list[torch.Tensor]:
     """Masks (B, T, M) as factors of each unit's weights, (B, rows, 1) or (B, 1, columns)."""
-    return [
-        masks[:, row].repeat(1, unit.groups).unsqueeze(2 - unit.axis)
-        for row, unit in enumerate(units)
-    ]
+    return [masks[:, row].repeat(1, unit.groups).unsqueeze(2 - unit.axis) for row, unit in enumerate(units)]

@@ -153,9 +153,7 @@ class MetaTrainer(MethodTrainer):
             raise UsageError(f"a batch of {len(pictures)} pictures: a pseudo-failure is made of two")
         generator = torch.Generator()
         # Distinct for all iterations and processes of a run, and for neighbouring seeds.
-        generator.manual_seed(
-            (self.args.seed * 1_000_003 + self.state.global_step) * 4099 + self.args.process_index
-        )
+        generator.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 4099 + self.args.process_index)
         grid = pictures.shape[-2] // self.patch, pictures.shape[-1] // self.patch
         rectangles = draw_rectangles(count, grid, self.meta.cutmix, generator)
         clean, others = pictures[:count], pictures[count : 2 * count]
