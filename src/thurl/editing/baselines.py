@@ -1,7 +1,7 @@
 """Editors that change something else than the masked neurons: low-rank changes and extra neurons.
 
-LoRA (arXiv 2106.09685) through PEFT, on the matrices of the units; a neuron per mistake in the last feed-forward network as
-in T-Patcher (arXiv 2301.09785), without its memory of other pictures: no editor here sees any.
+LoRA (arXiv 2106.09685) through PEFT, on the matrices of the units; a neuron per mistake in the last feed-forward
+network as in T-Patcher (arXiv 2301.09785), without its memory of other pictures: no editor here sees any.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class LowRank:
         if self.rank < 1:
             raise UsageError(f"rank is {self.rank}; it must be 1 or more")
 
-    def edit_each(
-        self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor
-    ) -> Iterator[Edited]:
+    def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         for picture, label in zip(pixel_values.split(1), labels.split(1), strict=True):
             yield self._edit(classifier, picture, label)
 
@@ -87,9 +85,7 @@ class ExtraNeurons:
 
     settings: EditSettings = EditSettings(rate=0.01, optimizer="adam")
 
-    def edit_each(
-        self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor
-    ) -> Iterator[Edited]:
+    def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         for picture, label in zip(pixel_values.split(1), labels.split(1), strict=True):
             yield self._edit(classifier, picture, label)
 

@@ -189,4 +189,3 @@ def averages(rows: Sequence[EditRow], *, seed: int = 0) -> dict[str, MacroAverag
             values.setdefault(row.group, []).append(row.numbers.get(name, math.nan))
         found[name] = macro_average(values, seed=seed)
     return found
-

@@ -48,9 +48,7 @@ class Edited:
 class EditMethod(Protocol):
     """Anything that makes failing pictures right."""
 
-    def edit_each(
-        self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor
-    ) -> Iterator[Edited]:
+    def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         """Edit the base model on each picture alone, in order; the same again for the same pictures.
 
         Args:
@@ -76,9 +74,7 @@ class MaskedEditing:
     settings: EditSettings = EditSettings()
     together: int = 8
 
-    def edit_each(
-        self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor
-    ) -> Iterator[Edited]:
+    def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         def mask(picture: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             return binarise(self.source.scores(classifier, picture, label), self.density)
 
@@ -96,9 +92,7 @@ class FineTuning:
     settings: EditSettings = EditSettings()
     together: int = 8
 
-    def edit_each(
-        self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor
-    ) -> Iterator[Edited]:
+    def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         def mask(picture: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             return torch.ones(classifier.mask_shape, dtype=torch.bool, device=picture.device)
 

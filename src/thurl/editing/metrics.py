@@ -31,6 +31,7 @@ __all__ = [
     "macro_average",
     "official_generalisation_rate",
     "pareto_front",
+    "prediction_margin",
     "success_rate",
 ]
 
@@ -122,7 +123,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     values, right = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or right.shape != values.shape[:1] or bins < 1:
         raise UsageError(
-            f"probabilities of shape {list(values.shape)}, labels of shape {list(right.shape)}, {bins} bins; they must "
+            f"probabilities of shape {list(values.shape)}, labels of shape {list(right.shape)}, {bins} bins; must "
             "be [N, C] and [N], with at least one bin"
         )
     if not right.size:
@@ -134,6 +135,12 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=hit - confidence, minlength=bins)
     return 100.0 * float(np.abs(gaps).sum()) / right.size
+
+
+def prediction_margin(probabilities: ArrayLike) -> np.ndarray:
+    """Largest probability minus the second largest, float64 [N], of [N, C] with two or more classes."""
+    best = np.sort(np.asarray(probabilities, dtype=np.float64), axis=1)[:, -2:]
+    return best[:, 1] - best[:, 0]
 
 
 @dataclass(frozen=True)
