@@ -101,7 +101,7 @@ def edited_weights(model: nn.Module, delta: Delta) -> dict[str, torch.Tensor]:
     Raises:
         UsageError: the model has no such weights.
     """
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for change in delta.changes:
         weight = _weight(model, change).detach()
         edited = weights.setdefault(change.unit.parameter, weight.clone())
@@ -185,8 +185,7 @@ def _weight(model: nn.Module, change: UnitChange) -> torch.Tensor:
     fits = weight.dim() == 2 and weight.shape[unit.axis] == unit.groups * unit.size
     if not fits or weight.shape[other] != change.change.shape[other]:
         raise UsageError(
-            f"{unit.parameter} has the shape {list(weight.shape)}, the edit was made for "
-            f"{unit.groups * unit.size} {'columns' if unit.axis else 'rows'} of {change.change.shape[other]}; it is of "
-            "another model"
+            f"{unit.parameter} has the shape {list(weight.shape)}, the edit was made for {unit.groups * unit.size} "
+            f"{'columns' if unit.axis else 'rows'} of {change.change.shape[other]}; it is of another model"
         )
     return weight

@@ -182,6 +182,7 @@ def edit(
         mask = torch.zeros_like(mask)
     slices = _slices(classifier, mask, protection)
     losses: list[float] = []
+    stopped = False
     with ExitStack() as stack:
         for one in slices:
             stack.enter_context(_hooked(classifier.linear[one.change.unit.parameter], one))
@@ -191,7 +192,8 @@ def edit(
             value = loss.item()
             if not math.isfinite(value):
                 raise UsageError(f"the loss is {value} at step {step}, nothing is edited; {_advice(step)}")
-            if value <= settings.stop_loss and all(_right(logits, labels)):
+            stopped = value <= settings.stop_loss and all(_right(logits, labels))
+            if stopped:
                 break
             losses.append(value)
             if watch is not None:
@@ -215,8 +217,8 @@ def edit(
     too_much = [f"{label} by {value:.2f}" for label, value in change.items() if value > settings.change_cap]
     if too_much:
         logger.warning(
-            "the edit changes the touched weights of %s of their norm, more than %g; a lower rate, fewer steps or more "
-            "neurons change less",
+            "the edit changes the touched weights of %s of their norm, more than %g; a lower rate or fewer steps "
+            "change less",
             ", ".join(too_much),
             settings.change_cap,
         )
@@ -237,7 +239,7 @@ def edit(
         tuple(losses),
         right_before,
         right,
-        all(right) and losses[-1] <= settings.stop_loss,
+        all(right) and (stopped or losses[-1] <= settings.stop_loss),
         change,
         logits.cpu(),
     )

@@ -142,7 +142,5 @@ def densest_within(
     kept = [trial for trial in trials if trial.locality >= budget]
     best = max(kept, key=lambda trial: trial.neurons, default=None)
     if best is None:
-        logger.warning(
-            "no mask keeps %.1f %% of the locality set; the sparsest one tried is the nearest", 100 * budget
-        )
+        logger.warning("no mask from %d neurons on keeps %.1f %% of the locality set", fewest, 100 * budget)
     return DensitySearch(best, tuple(trials))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -75,11 +76,11 @@ def edit_in_sequence(
     """
     if not failures:
         raise UsageError("no failures to edit; give at least one")
-    current = copy.copy(classifier)
-    current.model = copy.deepcopy(classifier.model)
+    current = copy.deepcopy(classifier)
     followed = Locality(classifier, locality) if locality else None
     union = torch.zeros(classifier.mask_shape, dtype=torch.bool)
-    steps, history = [], []
+    steps: list[SequenceStep] = []
+    history: list[dict[str, Any]] = []
     for number, (pixel_values, labels) in enumerate(failures):
         mask = binarise(source.scores(current, pixel_values, labels), density)
         made = edit(current, pixel_values, labels, mask, settings, note={"sequence": number})
@@ -106,12 +107,8 @@ def _since(first: Classifier, now: Classifier, mask: torch.Tensor) -> Delta:
 
 
 def _drift(classifier: Classifier, total: Delta) -> dict[str, float]:
-    return {
-        change.unit.label: float(
-            change.change.norm() / classifier.linear[change.unit.parameter].weight.detach().norm()
-        )
-        for change in total.changes
-    }
+    norms = {name: module.weight.detach().norm() for name, module in classifier.linear.items()}
+    return {change.unit.label: float(change.change.norm() / norms[change.unit.parameter]) for change in total.changes}
 
 
 @torch.no_grad()
