@@ -52,8 +52,8 @@ class EditRow:
     Args:
         group: name of its group.
         edited: which picture of the group was edited.
-        numbers: SR, GR, GR_official, LR_<set> for each set of unrelated pictures, accuracy_drop, ECE and ECE_rise
-            where there are validation pictures; also steps, reached (1 or 0) and parameters.
+        numbers: SR, GR, GR_official, LR_<set> for each set of unrelated pictures; where there are validation
+            pictures, LR_right of those the base model is right about, accuracy_drop, ECE and ECE_rise; also steps, reached (1 or 0) and parameters.
     """
 
     group: str
@@ -152,6 +152,8 @@ class Evaluator:
                 continue
             assert self._labels is not None
             labels = self._labels.cpu()
+            right_before = before.argmax(dim=-1) == labels
+            numbers["LR_right"] = locality_rate(labels[right_before], after.argmax(dim=-1)[right_before])
             numbers["accuracy_drop"] = accuracy_drop(before.argmax(dim=-1), after.argmax(dim=-1), labels)
             numbers["ECE"] = expected_calibration_error(after.softmax(dim=-1), labels)
             numbers["ECE_rise"] = numbers["ECE"] - expected_calibration_error(before.softmax(dim=-1), labels)

@@ -92,7 +92,10 @@ class FailureGroup:
 
 
 def labelled_folder(
-    folder: str | os.PathLike[str], classes: Mapping[str, int], *, root: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str],
+    classes: Mapping[str, int],
+    *,
+    root: str | os.PathLike[str] | None = None,
     tag: str = "",
 ) -> list[Labelled]:
     """Pictures of `<class>/<picture>`, sorted.

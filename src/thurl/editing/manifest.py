@@ -101,9 +101,7 @@ def load_groups(manifest: Manifest, root: str | os.PathLike[str], read: Read) ->
     Raises:
         DataError: a picture that is missing, cannot be read or is another one than in the manifest.
     """
-    return [
-        EditGroup(group.name, group.true, load_pictures(group.pictures, root, read)) for group in manifest.groups
-    ]
+    return [EditGroup(group.name, group.true, load_pictures(group.pictures, root, read)) for group in manifest.groups]
 
 
 def load_pictures(pictures: Sequence[Predicted], root: str | os.PathLike[str], read: Read) -> torch.Tensor:
