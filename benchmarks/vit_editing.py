@@ -9,8 +9,9 @@ run, its hypernetwork by meta-training on the same pictures without labels. Fail
 striped, shrunk, blurred or sheared, in groups of one shift, one class and one wrong answer. The first pictures of each
 group are edited one at a time. Everything is drawn again with each seed.
 
-`lr_sensitive`: the 120 right test pictures with the smallest margin; `lr_clean`: right ones of 150 test pictures, which
-also give accuracy and calibration. Settings of edits and bars are those written down beforehand in the issue; rates are means over groups of means over edits.
+`lr_sensitive`: the 120 right test pictures with the smallest margin. `lr_clean`: right ones of 150 test pictures,
+which also give accuracy and calibration. Settings of edits and bars were written down before the first run. Rates are
+means over groups of means over edits.
 
 Bars, from before the runs (means over the seeds, 40 steps, density 5 %; F, G and H on every seed):
 

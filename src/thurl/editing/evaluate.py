@@ -53,7 +53,8 @@ class EditRow:
         group: name of its group.
         edited: which picture of the group was edited.
         numbers: SR, GR, GR_official, LR_<set> for each set of unrelated pictures; where there are validation
-            pictures, LR_right of those the base model is right about, accuracy_drop, ECE and ECE_rise; also steps, reached (1 or 0) and parameters.
+            pictures, LR_right of those the base model is right about, accuracy_drop, ECE and ECE_rise; also steps,
+            reached (1 or 0) and parameters.
     """
 
     group: str
