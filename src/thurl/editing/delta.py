@@ -19,7 +19,7 @@ __all__ = ["Delta", "UnitChange", "apply_delta", "edited_weights", "revert_delta
 
 @dataclass(frozen=True, eq=False)
 class UnitChange:
-    """Change of one unit.
+    """Change of one unit; its tensors are on the CPU once an edit is made.
 
     Args:
         unit: which matrix.
@@ -132,7 +132,7 @@ def apply_delta(model: nn.Module, delta: Delta, force: bool = False) -> Delta:
     for change, weight in zip(delta.changes, weights, strict=True):
         original = change.read(weight)
         change.write(weight, change.edited(original))
-        changes.append(replace(change, original=original))
+        changes.append(replace(change, original=original.cpu()))
     return replace(delta, base=found, changes=tuple(changes))
 
 

@@ -72,8 +72,8 @@ class EditSettings:
         if self.max_steps < 1:
             problems.append(f"max_steps {self.max_steps}: must be at least 1")
         if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            problems.append(f"optimizer {self.optimizer!r}: must be one of {known}{nearest(self.optimizer, known)}")
+            hint = nearest(self.optimizer, OPTIMIZERS)
+            problems.append(f"optimizer {self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}{hint}")
         if problems:
             raise UsageError(problems)
 
@@ -122,6 +122,10 @@ class _Slice:
     value: torch.Tensor
     projector: torch.Tensor | None
     state: State = field(default=())
+
+    def done(self) -> UnitChange:
+        """On the CPU, so that edits of any device are merged and saved alike."""
+        return UnitChange(self.change.unit, self.change.neurons.cpu(), self.value.detach().cpu(), self.original.cpu())
 
     def difference(self) -> torch.Tensor:
         """What is added to the weights once they are back in their own dtype; gradients reach `value`."""
@@ -204,7 +208,7 @@ def edit(
     done = Delta(
         classifier.fingerprint(),
         classifier.units,
-        tuple(replace(one.change, change=one.value.detach(), original=one.original) for one in slices),
+        tuple(one.done() for one in slices),
     )
     # The edited weights themselves, as applying them gives: in half precision what the hooks add up is not the same.
     with torch.no_grad():

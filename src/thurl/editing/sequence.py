@@ -102,13 +102,13 @@ def _since(first: Classifier, now: Classifier, mask: torch.Tensor) -> Delta:
         empty = UnitChange(unit, neurons.to(weight.device), torch.empty(0), None)
         before, after = empty.read(weight), empty.read(now.linear[unit.parameter].weight)
         difference = after.to(wide(after.dtype)) - before.to(wide(before.dtype))
-        changes.append(UnitChange(unit, empty.neurons, difference, before))
+        changes.append(UnitChange(unit, empty.neurons.cpu(), difference.cpu(), before.cpu()))
     return Delta(first.fingerprint(), first.units, tuple(changes))
 
 
 def _drift(classifier: Classifier, total: Delta) -> dict[str, float]:
-    norms = {name: module.weight.detach().norm() for name, module in classifier.linear.items()}
-    return {change.unit.label: float(change.change.norm() / norms[change.unit.parameter]) for change in total.changes}
+    norms = {name: float(module.weight.detach().norm()) for name, module in classifier.linear.items()}
+    return {change.unit.label: float(change.change.norm()) / norms[change.unit.parameter] for change in total.changes}
 
 
 @torch.no_grad()
