@@ -1,11 +1,12 @@
-"""Target masks one picture at a time with the whole network, as the official code searches them: the slow way that
-`thurl.editing.meta_step` replaces. Used by a benchmark and by the tests, as what the batched search must equal.
+"""The slow ways that `thurl.editing` replaces, as the official code goes: target masks one picture at a time, and an
+edit with whole matrices as parameters, both through the whole network. Used by a benchmark and by the tests.
 """
 
 from __future__ import annotations
 
 import torch
 from torch.func import functional_call
+from torch.nn import functional
 
 from thurl.editing.classifier import Classifier
 from thurl.editing.meta_step import MaskSearch, SearchSettings, pseudo_loss
@@ -18,6 +19,26 @@ def search_one_by_one(
     found = [_search(classifier, mixed[i : i + 1], clean[i : i + 1], settings, start[i]) for i in range(len(mixed))]
     scores, unedited, edited = (torch.stack(values) for values in zip(*found, strict=True))
     return MaskSearch(scores, torch.sigmoid(3 * scores), unedited, edited)
+
+
+def edit_whole_model(
+    classifier: Classifier, pictures: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, rate: float, steps: int
+) -> dict[str, torch.Tensor]:
+    """Weights of the units by name after all the steps: RMSprop on whole matrices with masked gradients."""
+    parameters = {name: value.detach() for name, value in classifier.model.named_parameters()}
+    weights = {unit.parameter: parameters[unit.parameter].clone().requires_grad_() for unit in classifier.units}
+    optimizer = torch.optim.RMSprop(list(weights.values()), lr=rate)
+    for _ in range(steps):
+        changed = {f"model.{name}": value for name, value in {**parameters, **weights}.items()}
+        loss = functional.cross_entropy(functional_call(classifier, changed, (pictures,)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        for row, unit in enumerate(classifier.units):
+            gradient = weights[unit.parameter].grad
+            assert gradient is not None
+            gradient.mul_(mask[row].repeat(unit.groups).unsqueeze(1 - unit.axis))
+        optimizer.step()
+    return {name: weight.detach() for name, weight in weights.items()}
 
 
 def _search(

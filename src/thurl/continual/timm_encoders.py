@@ -34,12 +34,15 @@ def hub_name(name: str) -> str:
     return found.hf_hub_id
 
 
-def load_timm(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any], PicturePreprocessing]:
-    """The model without its classifier, what describes it, and its test transform.
+def load_timm(
+    folder: Path, config: dict[str, Any], *, classifier: bool = False
+) -> tuple[nn.Module, dict[str, Any], PicturePreprocessing]:
+    """The model, what describes it, and its test transform.
 
     Args:
         folder: with config.json and model.safetensors, which the caller has seen.
         config: of config.json.
+        classifier: keep the model's classifier; without it, it gives features.
 
     Raises:
         MissingRequirementError: timm is not installed.
@@ -57,7 +60,8 @@ def load_timm(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str
     # A model's own constructor may raise anything for settings that are not its own.
     except Exception as error:
         raise DataError(f"{folder}: not a whole {architecture} of timm: {first_line(error)}; save it again") from error
-    model.reset_classifier(0)
+    if not classifier:
+        model.reset_classifier(0)
     transform = timm.data.resolve_model_data_config(model)
     description = {
         "architecture": architecture,

@@ -1,7 +1,7 @@
-"""A whole study in seconds on a CPU: a tiny ViT trained on the digits of scikit-learn, and shifted digits it gets wrong.
+"""A whole study on a CPU: a tiny ViT trained on the digits of scikit-learn, and shifted digits it gets wrong.
 
-The digits are 1,797 pictures of 8x8, enlarged to 16x16: 900 to train on, 897 to test. The shifts are systematic changes
-of the test pictures, never trained on. What such a small network shows says nothing about ViT-B/16.
+The digits are 1,797 pictures of 8x8, enlarged to 16x16: 900 to train on, 897 to test. The shifts are systematic
+changes of the test pictures, never trained on. What such a small network shows says nothing about ViT-B/16.
 """
 
 from __future__ import annotations

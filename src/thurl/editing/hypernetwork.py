@@ -1,8 +1,9 @@
 """The hypernetwork g: class token of a failing picture to a soft mask over the neurons that may be edited.
 
 "Learning Where to Edit Vision Transformers" (NeurIPS 2024, arXiv 2411.01948); sizes, activation and clamps from the
-official code (GitHub `hustyyq/Where-to-Edit`), whose files `thurl.editing.official_hypernetwork` converts. One learned query token
-per row of the mask goes before the class token, then come pre-norm blocks without positions and without a last norm.
+official code (GitHub `hustyyq/Where-to-Edit`), whose files `thurl.editing.official_hypernetwork` converts. One learned
+query token per row of the mask goes before the class token, then come pre-norm blocks without positions and without a
+last norm.
 
 Deliberate differences: every size follows from the base model, weights that are missing are an error, and a network
 says which base model it was trained for and refuses another one. `gradient_tokens` is ours, not of the paper.

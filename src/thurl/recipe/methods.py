@@ -67,6 +67,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.distill_run:run",
         summary="a data set distilled into one small file, bits against usefulness (arXiv 2507.17221)",
     ),
+    "edit_vit": Method(
+        recipe="thurl.recipe.edit_vit:EditViTRecipe",
+        run="thurl.recipe.edit_vit_run:run",
+        summary="where to edit a vision transformer that fails: meta-training of masks (arXiv 2411.01948)",
+    ),
 }
 
 
