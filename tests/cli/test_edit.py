@@ -271,3 +271,27 @@ def test_released_files_are_converted(place, tmp_path):
     assert done.exit_code == 0, done.output
     network = MaskHypernetwork.from_pretrained(tmp_path / "h", base_fingerprint=classifier.fingerprint())
     assert network.config.units == ["layer7.fc1", "layer7.fc2", "layer8.fc1", "layer8.fc2", "layer9.fc1", "layer9.fc2"]
+
+
+def test_a_benchmark_out_of_a_folder(place, tmp_path):
+    it = loaded(place, "vit")
+    for index in range(12):
+        source = place / f"{index}.png" if index < 4 else place / "others" / f"{index}.png"
+        pixels = it.preprocessing.scaled(it.preprocessing(open_image(source))[None])
+        said = int(it.classifier.logits(pixels).argmax())
+        # Odd pictures are right, even ones are called by the next class.
+        name = NAMES[said if index % 2 else (said + 1) % 5]
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name / f"{index}.png").write_bytes(source.read_bytes())
+    arguments = [tmp_path / "data", "--model", place / "vit", "--smallest", 1, "--threshold", 1, "--edits", 1,
+                 "--editor", "grad", "--editor", "full", "--density", 0.1, *FAST]  # fmt: skip
+    done = invoke("benchmark", *arguments, "--output", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert [(one["method"], one["setting"]) for one in summary["methods"]] == [("grad", "0.1"), ("full", "all")]
+    assert all(one["SR"]["mean"] == 100 for one in summary["methods"])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["base"] == it.classifier.fingerprint() and len(manifest["groups"]) == summary["groups"]
+    assert sum(len(group["files"]) for group in manifest["groups"]) == len(manifest["locality"]) == 6
+    done = invoke("benchmark", *arguments, "--output", tmp_path / "out", "--editor", "gard")
+    assert done.exit_code == 2 and "did you mean `grad`" in done.output and "something already" in done.output

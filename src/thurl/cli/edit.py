@@ -1,4 +1,4 @@
-"""`thurl edit run|revert|export|merge|convert`: a vision transformer is made right on a few pictures, reversibly."""
+"""`thurl edit`: a vision transformer is made right on a few failing pictures, reversibly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thurl.cli.devices import usable_device
+from thurl.cli.edit_benchmark import benchmark
 from thurl.cli.output import check_new, echo_json, table
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.messages import nearest, printable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from thurl.editing.masks import MaskSource
     from thurl.editing.units import Unit
 
-__all__ = ["register"]
+__all__ = ["names_of", "register", "source_of"]
 
 edit = typer.Typer(
     name="edit",
@@ -32,6 +33,7 @@ MASKS = ("grad", "random", "mean", "learned", "hybrid")
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
+    edit.command("benchmark")(benchmark)
     app.add_typer(edit)
 
 
@@ -107,7 +109,7 @@ def run(
     """
     _check_run(mask, hypernetwork, mean_over, locality, min_locality, protect, units, output, report, overwrite)
     chosen = _layers(layers)
-    names = _names(classes)
+    names = names_of(classes)
     from thurl.editing.edit import EditSettings
 
     settings = EditSettings(rate=rate, max_steps=max_steps, stop_loss=stop_loss, optimizer=optimizer)
@@ -128,7 +130,7 @@ def run(
     where = usable_device(device)
     classifier = loaded.classifier.with_units(_units(loaded, chosen, units)).to(where)
     pixel_values, labels = pixel_values.to(where), labels.to(where)
-    soft = _source(mask, hypernetwork, mean_over, seed, loaded, classifier, where, batch_size, force).scores(
+    soft = source_of(mask, hypernetwork, mean_over, seed, loaded, classifier, where, batch_size, force).scores(
         classifier, pixel_values, labels
     )
     with torch.no_grad():
@@ -349,7 +351,8 @@ def _layers(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _names(path: Path | None) -> list[str]:
+def names_of(path: Path | None) -> list[str]:
+    """Names of classes from a text file, one per line; none without a file."""
     if path is None:
         return []
     try:
@@ -367,7 +370,7 @@ def _units(loaded: LoadedClassifier, layers: list[int] | None, units: str) -> li
     return resolve(model, default_layers(model) if layers is None else layers)
 
 
-def _source(
+def source_of(
     mask: str,
     hypernetwork: Path | None,
     mean_over: Path | None,
@@ -378,6 +381,7 @@ def _source(
     batch_size: int,
     force: bool,
 ) -> MaskSource:
+    """What scores the neurons for `--mask`."""
     from thurl.editing.masks import FixedMask, GradientMask, HybridMask, RandomMask, mean_scores
 
     if hypernetwork is None:
@@ -403,7 +407,7 @@ def _source(
 def _load_any(model: str, classes: Path | None, template: str | None) -> LoadedClassifier:
     from thurl.editing.classifier_files import load_classifier
 
-    return load_classifier(model, _names(classes), template)
+    return load_classifier(model, names_of(classes), template)
 
 
 def _show(document: dict[str, Any]) -> None:
