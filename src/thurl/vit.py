@@ -13,14 +13,22 @@ from thurl.coto.groups import tower_of
 from thurl.errors import UsageError
 
 
-__all__ = ["block_mlp", "final_norm", "lora_targets", "transformer_blocks"]
+__all__ = [
+    "attention_output",
+    "block_mlp",
+    "feed_forward_layers",
+    "final_norm",
+    "lora_targets",
+    "named_blocks",
+    "transformer_blocks",
+]
 
-# Paths of the query and value projections in a block; the feed-forward network is `mlp` in all of them.
+# Paths in a block: query and value projections, output projection. The feed-forward network is `mlp` in all of them.
 _ATTENTIONS = (
-    ("attn.qkv",),  # timm
-    ("attention.q_proj", "attention.v_proj"),  # ViT, DeiT
-    ("attention.attention.query", "attention.attention.value"),  # DINOv2
-    ("self_attn.q_proj", "self_attn.v_proj"),  # CLIP
+    (("attn.qkv",), "attn.proj"),  # timm
+    (("attention.q_proj", "attention.v_proj"), "attention.o_proj"),  # ViT, DeiT
+    (("attention.attention.query", "attention.attention.value"), "attention.output.dense"),  # DINOv2
+    (("self_attn.q_proj", "self_attn.v_proj"), "self_attn.out_proj"),  # CLIP
 )
 _MLP = "mlp"
 # `fc_norm` is timm's where the tokens are averaged; `norm` is an identity then.
@@ -34,7 +42,17 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     Raises:
         UsageError: there is none, or it is not clear which one is meant.
     """
-    return list(model.get_submodule(_stack(model)).children())
+    return [block for _, block in named_blocks(model)]
+
+
+def named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The same with the full name of each block.
+
+    Raises:
+        UsageError: as `transformer_blocks`.
+    """
+    stack = _stack(model)
+    return [(f"{stack}.{name}", block) for name, block in model.get_submodule(stack).named_children()]
 
 
 def block_mlp(block: nn.Module) -> tuple[str, nn.Module]:
@@ -43,9 +61,47 @@ def block_mlp(block: nn.Module) -> tuple[str, nn.Module]:
     Raises:
         UsageError: not such a block.
     """
-    if _attention(block) is None:
-        raise UsageError(f"a {type(block).__name__} is no block of a vision transformer; {_KNOWN}")
+    _known_attention(block)
     return _MLP, block.get_submodule(_MLP)
+
+
+def feed_forward_layers(block: nn.Module) -> tuple[str, str]:
+    """Paths of the first and the last matrix of the feed-forward network of a block.
+
+    The first has one row for each neuron, or two where the network is gated (SwiGLU): row j and row M + j are neuron
+    j. The last has one column for each of the M neurons.
+
+    Raises:
+        UsageError: not such a block, or a network that is not two plain linear layers.
+    """
+    path, network = block_mlp(block)
+    linear = {name: module for name, module in network.named_children() if isinstance(module, nn.Linear)}
+    if len(linear) == 2:
+        (first, rows), (last, columns) = linear.items()
+        if rows.in_features == columns.out_features and rows.out_features in (
+            columns.in_features,
+            2 * columns.in_features,
+        ):
+            return f"{path}.{first}", f"{path}.{last}"
+    layers = ", ".join(f"{name} {type(module).__name__}" for name, module in network.named_children())
+    raise UsageError(
+        f"the feed-forward network of a {type(block).__name__} is not two linear layers but {layers}; merge adapters "
+        "into the weights first, other networks are not known"
+    )
+
+
+def attention_output(block: nn.Module) -> str:
+    """Path of the projection of the heads' outputs in a block.
+
+    Raises:
+        UsageError: not such a block, or the projection is not a plain linear layer.
+    """
+    path = _known_attention(block)[1]
+    if not _has(block, path) or not isinstance(block.get_submodule(path), nn.Linear):
+        raise UsageError(
+            f"{path} of a {type(block).__name__} is no plain linear layer; merge adapters into the weights first"
+        )
+    return path
 
 
 def lora_targets(model: nn.Module) -> list[str]:
@@ -59,12 +115,7 @@ def lora_targets(model: nn.Module) -> list[str]:
         linear = _plain_layers(model)
         if linear:
             return linear
-    stack = _stack(model)
-    return [
-        f"{stack}.{name}.{path}"
-        for name, block in model.get_submodule(stack).named_children()
-        for path in _attention(block) or ()
-    ]
+    return [f"{name}.{path}" for name, block in named_blocks(model) for path in _known_attention(block)[0]]
 
 
 def final_norm(model: nn.Module) -> nn.Module:
@@ -110,12 +161,19 @@ def _stacks(model: nn.Module) -> list[str]:
     ]
 
 
-def _attention(block: nn.Module) -> tuple[str, ...] | None:
+def _known_attention(block: nn.Module) -> tuple[tuple[str, ...], str]:
+    found = _attention(block)
+    if found is None:
+        raise UsageError(f"a {type(block).__name__} is no block of a vision transformer; {_KNOWN}")
+    return found
+
+
+def _attention(block: nn.Module) -> tuple[tuple[str, ...], str] | None:
     if not isinstance(getattr(block, _MLP, None), nn.Module):
         return None
-    for paths in _ATTENTIONS:
-        if all(_has(block, path) for path in paths):
-            return paths
+    for inputs, output in _ATTENTIONS:
+        if all(_has(block, path) for path in inputs):
+            return inputs, output
     return None
 
 

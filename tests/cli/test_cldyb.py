@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from thurl.cli import app
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
-from thurl.continual.encoding import fingerprint
+from thurl.training.fingerprint import fingerprint
 
 
 def invoke(*arguments):
@@ -154,7 +154,7 @@ def test_a_changed_pool_is_refused(place, tmp_path):
     [
         (["search", "--pool", "pool.jsonl", "-o", "x.json"], 2, "give either --encoder"),
         (["search", "--pool", "pool.jsonl", "-o", "s.json", "--encoder", "encoder"], 2, "there is such a file"),
-        (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "none"], 3, "no encoder"),
+        (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "none"], 3, "no model there"),
         (["search", "--pool", "none.jsonl", "-o", "x.json", "--encoder", "encoder"], 1, "cannot be read as a pool"),
         (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "encoder", "-l", "nobody"], 2, "choose from"),
         (["search", "--pool", "pool.jsonl", "-o", "x.json", "--encoder", "encoder"], 2, "need 200; the pool has 6"),

@@ -164,7 +164,7 @@ def test_a_picture_that_changes_is_found_when_a_learner_trains_on_it(place, once
         (["--encoder", "vit", "--prompt-template", "a {}"], 2, "needs a CLIP model"),
         (["--encoder", "clip", "--prompt-template", "a photo"], 2, "one {} for the name"),
         (["--features", "f.safetensors", "--prompt-template", "a {}"], 2, "--prompt-template needs --encoder"),
-        (["--encoder", "signs"], 3, "no encoder"),
+        (["--encoder", "signs"], 3, "no model"),
         (["--encoder", "bare"], 3, "no model.safetensors; save"),
         (["--encoder", "pickled"], 3, "a pickle"),
         (["--encoder", "bert"], 2, "kind 'bert'"),

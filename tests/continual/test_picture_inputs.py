@@ -14,7 +14,6 @@ from PIL import Image
 
 from thurl.continual import picture_inputs
 from thurl.continual.class_data import ClassData
-from thurl.continual.encoding import fingerprint
 from thurl.continual.features import features_key
 from thurl.continual.picture_inputs import PictureInputs
 from thurl.continual.pool import ClassPool, make_pool, read_pool
@@ -22,6 +21,7 @@ from thurl.continual.pool_data import class_data
 from thurl.continual.pool_sources import array_samples, folder_samples
 from thurl.continual.vision_encoders import load_encoder
 from thurl.errors import DataError, UsageError
+from thurl.training.fingerprint import fingerprint
 
 from .conftest import blobs
 from .tiny_encoders import save_encoder

@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from thurl.continual.contamination import clip_text_features, knn_accuracy, zero_shot_accuracy
+from thurl.continual.contamination import knn_accuracy, zero_shot_accuracy
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
-from thurl.continual.encoding import fingerprint, flat_input
+from thurl.continual.encoding import flat_input
 from thurl.continual.features import encode
 from thurl.continual.pool import ClassPool, Sample, make_pool, read_pool
 from thurl.continual.pool_data import class_data, class_data_from_features
 from thurl.continual.pool_sources import array_samples, difference_hash, folder_samples, hub_samples, read_picture
 from thurl.errors import DataError, UsageError
+from thurl.training.fingerprint import fingerprint
+from thurl.vision_models.clip_text import clip_text_features
 
 from .conftest import blobs
 

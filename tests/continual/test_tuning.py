@@ -15,13 +15,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNet
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.closed_form import SimpleCIL
-from thurl.continual.encoding import fingerprint, pooled
+from thurl.continual.encoding import pooled
 from thurl.continual.gradient import APER, ExperienceReplay, Finetune, LoRA, TunedRanPAC
 from thurl.continual.gradient.tuning import Bottleneck, Tuning
 from thurl.continual.learner import LearnerError, current_features, learn_task, start, state_hash, task_accuracies
 from thurl.continual.prefix_store import Outcome, PrefixStore
 from thurl.continual.ridge import one_hot, random_features, random_projection
 from thurl.errors import UsageError
+from thurl.training.fingerprint import fingerprint
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

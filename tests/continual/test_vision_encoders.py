@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, BertConfig, BertModel, ViTImageProcessor
 
-from thurl.continual.encoding import fingerprint, pooled
-from thurl.continual.picture_inputs import as_picture
+from thurl.continual.encoding import pooled
 from thurl.continual.vision_encoders import load_encoder
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.training.fingerprint import fingerprint
+from thurl.vision_models.preprocessing import as_picture
 from thurl.vit import final_norm, lora_targets, transformer_blocks
 
 from .tiny_encoders import KINDS, save_encoder
@@ -173,8 +174,8 @@ def test_folders_that_cannot_be_used_are_named(saved, tmp_path):
         with pytest.raises(error, match=words):
             load_encoder(str(folder))
 
-    refused(MissingRequirementError, "no encoder")
-    refused(MissingRequirementError, "no encoder there", tmp_path / "none")
+    refused(MissingRequirementError, "no model")
+    refused(MissingRequirementError, "no model there", tmp_path / "none")
     for kind in ("mlp", "vit", "timm"):
         folder = tmp_path / kind
         save_encoder(kind, folder)
@@ -207,7 +208,7 @@ def test_folders_that_cannot_be_used_are_named(saved, tmp_path):
 def test_a_preprocessing_of_another_encoder_is_refused(tmp_path):
     save_encoder("vit", tmp_path / "vit")
     ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "vit")
-    with pytest.raises(UsageError, match=r"gives torch.uint8 \(3, 24, 24\), the encoder reads .*\(3, 16, 16\)"):
+    with pytest.raises(UsageError, match=r"gives torch.uint8 \(3, 24, 24\), the model reads .*\(3, 16, 16\)"):
         load_encoder(str(tmp_path / "vit"))
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     with pytest.raises(MissingRequirementError, match="no preprocessor_config.json"):

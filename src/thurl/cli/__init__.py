@@ -65,7 +65,19 @@ def _register_commands() -> None:
 
     register(app)
     # Areas that may be absent from a stripped-down installation; each registers its own commands.
-    areas = ("afine", "afine_eval", "cldyb", "coto", "distill", "exif", "faces", "plan", "quality", "restoration")
+    areas = (
+        "afine",
+        "afine_eval",
+        "cldyb",
+        "coto",
+        "distill",
+        "edit",
+        "exif",
+        "faces",
+        "plan",
+        "quality",
+        "restoration",
+    )
     for module in (f"thurl.cli.{area}" for area in areas):
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).register(app)

@@ -7,9 +7,6 @@ words for CLIP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 from thurl.continual.class_data import ClassData
@@ -17,7 +14,7 @@ from thurl.continual.ridge import cosine_logits
 from thurl.errors import UsageError
 
 
-__all__ = ["class_contamination", "clip_text_features", "knn_accuracy", "zero_shot_accuracy"]
+__all__ = ["class_contamination", "knn_accuracy", "zero_shot_accuracy"]
 
 
 def class_contamination(
@@ -74,37 +71,6 @@ def zero_shot_accuracy(data: ClassData, text: torch.Tensor, *, split: str = "val
             f"text features are {tuple(text.shape)}; there must be {(len(data.classes), pictures.shape[1])}"
         )
     return _per_class(data, rows, cosine_logits(pictures, text).argmax(dim=1))
-
-
-def clip_text_features(
-    model: Any, tokenizer: Any, classes: Sequence[str], *, template: str = "a photo of a {}."
-) -> torch.Tensor:
-    """Text features of classes by a transformers CLIP model, float [C, D]; pictures must be encoded by the same model
-    with `get_image_features`.
-
-    Args:
-        classes: `class_uid`s; what stands after the last slash is the name, `_` and `-` are read as spaces.
-        template: with `{}` for the name.
-
-    Raises:
-        UsageError: a template without `{}`, or with anything else to fill in.
-    """
-    try:
-        whole = template.format("a") != template.format("b")
-    except (IndexError, KeyError, ValueError):
-        whole = False
-    if not whole:
-        raise UsageError(f"prompt template {template!r}: there must be one {{}} for the name of the class")
-    names = [uid.rpartition("/")[2].replace("_", " ").replace("-", " ") for uid in classes]
-    longest = model.config.text_config.max_position_embeddings
-    found = []
-    for first in range(0, len(names), 256):
-        texts = [template.format(name) for name in names[first : first + 256]]
-        words = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        with torch.no_grad():
-            output = model.get_text_features(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
-        found.append(output if isinstance(output, torch.Tensor) else output.pooler_output)
-    return torch.cat(found)
 
 
 def _per_class(data: ClassData, rows: torch.Tensor, predicted: torch.Tensor) -> dict[str, float]:

@@ -1,10 +1,8 @@
-"""What an encoder has to give, a fingerprint of its weights, and pictures as short vectors. Light: a process that only
-trains learners needs no more than torch."""
+"""What an encoder has to give, the encoder around a model of any library, and pictures as short vectors. Light: a process that only trains learners needs no
+more than torch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import nn
 from thurl.errors import DataError, UsageError
 
 
-__all__ = ["VisionEncoder", "fingerprint", "flat_input", "pooled"]
+__all__ = ["VisionEncoder", "flat_input", "pooled"]
 
 
 class VisionEncoder(nn.Module):
@@ -88,25 +86,3 @@ def flat_input(picture: Image.Image | np.ndarray[Any, Any], side: int) -> torch.
     if picture.size != side * side or not np.isfinite(picture).all():
         raise DataError(f"an array of {picture.shape} is no picture of {side}x{side} finite values")
     return torch.from_numpy(picture.astype(np.float32).reshape(-1))
-
-
-def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 of kind, configuration and weights: the same for a saved and loaded encoder, another after a change.
-
-    The configuration is that of transformers, or the `description` of a `VisionEncoder`.
-    """
-    digest = hashlib.sha256(type(encoder).__name__.encode())
-    config: Any = getattr(encoder, "config", None)
-    settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else getattr(encoder, "description", None)
-    if settings is not None:
-        kept = {key: value for key, value in settings.items() if key not in _UNSTABLE}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-# Written by save_pretrained, without effect on a feature.
-_UNSTABLE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")

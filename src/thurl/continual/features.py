@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from thurl.continual.encoding import fingerprint, pooled
-from thurl.continual.tensor_files import read_tensors, write_tensors
+from thurl.continual.encoding import pooled
 from thurl.errors import DataError, UsageError
+from thurl.training.fingerprint import fingerprint
+from thurl.training.tensor_files import read_tensors, write_tensors
 
 
 __all__ = ["encode", "features_key", "read_features"]

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,70 +16,10 @@ from PIL import Image
 from thurl.continual.pool import ClassPool, raise_problems
 from thurl.continual.pool_sources import read_picture
 from thurl.errors import DataError, UsageError
+from thurl.vision_models.preprocessing import PicturePreprocessing
 
 
-__all__ = ["PictureInputs", "PicturePreprocessing", "as_picture", "read_pictures"]
-
-
-def as_picture(picture: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
-    """A picture of a pool in RGB.
-
-    Args:
-        picture: a PIL picture, or an array [H, W] or [H, W, 3] of 8 bits, or of floating point in [0, 1], which is
-            rounded to 8 bits.
-
-    Raises:
-        DataError: an array of another shape or range.
-    """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if picture.dtype.kind == "f":
-        if not (np.isfinite(picture).all() and picture.min() >= 0 and picture.max() <= 1):
-            raise DataError(f"an array of {picture.dtype} with values outside [0, 1] is no picture; scale it")
-        picture = np.round(picture * 255).astype(np.uint8)
-    if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
-        raise DataError(f"an array of {picture.dtype} {picture.shape} is no picture; it must be [H, W] or [H, W, 3]")
-    return Image.fromarray(picture).convert("RGB")
-
-
-@dataclass(frozen=True)
-class PicturePreprocessing:
-    """An encoder's test transform in two steps, of which the first gives 8 bits and can be kept in a quarter of the
-    memory.
-
-    Args:
-        resize: an RGB picture as uint8 of `size`; can be pickled.
-        size: channels, height and width of the encoder's inputs.
-        mean, std: per channel, of values in [0, 1].
-        name: says all of this in one line; features of one encoder with two preprocessings are kept apart by it.
-    """
-
-    resize: Callable[[Image.Image], torch.Tensor]
-    size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
-
-    def __call__(self, picture: Image.Image | np.ndarray[Any, Any]) -> torch.Tensor:
-        """First step, uint8 of `size`.
-
-        Raises:
-            DataError: the picture cannot be used.
-            UsageError: the transform gives something else.
-        """
-        found = self.resize(as_picture(picture))
-        if found.dtype != torch.uint8 or tuple(found.shape) != self.size:
-            raise UsageError(
-                f"the preprocessing gives {found.dtype} {tuple(found.shape)}, the encoder reads 8-bit pictures of "
-                f"{self.size}; save the preprocessing that belongs to the encoder"
-            )
-        return found
-
-    def scaled(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Second step: uint8 [n, C, H, W] as float32, normalised."""
-        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        # In place: memory is what this costs.
-        return pictures.float().mul_(1 / (255 * std)).sub_(mean / std)
+__all__ = ["PictureInputs", "read_pictures"]
 
 
 class PictureInputs:

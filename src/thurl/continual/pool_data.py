@@ -13,8 +13,9 @@ from torch import nn
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.features import encode, features_key, read_features
-from thurl.continual.picture_inputs import PictureInputs, PicturePreprocessing, read_pictures
+from thurl.continual.picture_inputs import PictureInputs, read_pictures
 from thurl.continual.pool import ClassPool, raise_problems
+from thurl.vision_models.preprocessing import PicturePreprocessing
 
 
 __all__ = ["class_data", "class_data_from_features"]

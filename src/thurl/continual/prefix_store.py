@@ -20,8 +20,8 @@ import torch
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.learner import Learner, State
-from thurl.continual.tensor_files import read_tensors, write_tensors
 from thurl.errors import DataError
+from thurl.training.tensor_files import read_tensors, write_tensors
 
 
 __all__ = ["Outcome", "PrefixStore", "prefix_key"]

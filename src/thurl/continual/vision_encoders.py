@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from thurl.continual.contamination import clip_text_features
-from thurl.continual.encoder_files import check_weights, encoder_folder, from_pretrained, read_config
 from thurl.continual.encoders import MLPEncoder, MLPEncoderConfig
 from thurl.continual.encoding import VisionEncoder, flat_input
-from thurl.continual.picture_inputs import PicturePreprocessing
-from thurl.continual.transformers_encoders import KINDS, load_processor
+from thurl.continual.transformers_encoders import KINDS
 from thurl.errors import UsageError
 from thurl.messages import nearest
+from thurl.vision_models.clip_text import clip_text_features
+from thurl.vision_models.files import check_weights, from_pretrained, model_folder, read_config
+from thurl.vision_models.preprocessing import PicturePreprocessing, load_processor
 
 
 __all__ = ["LoadedEncoder", "load_encoder"]
@@ -88,12 +88,12 @@ def load_encoder(text: str) -> LoadedEncoder:
         DataError: broken weights, or fewer than the model has.
         UsageError: a model or a preprocessing of another kind.
     """
-    folder = encoder_folder(text)
+    folder = model_folder(text)
     config = read_config(folder)
     kind = config.get("model_type")
     if kind is None and "architecture" in config:
         check_weights(folder, index=False)
-        from thurl.continual.timm_encoders import load_timm
+        from thurl.vision_models.timm_models import load_timm
 
         backbone, described, preprocess = load_timm(folder, config)
         return _whole(folder, VisionEncoder(backbone, "features", preprocess.size, described), preprocess)

@@ -72,6 +72,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.cldyb_run:run",
         summary="a sequence of tasks that is hard for continual learners, found while they train (arXiv 2503.04655)",
     ),
+    "edit_vit": Method(
+        recipe="thurl.recipe.edit_vit:EditViTRecipe",
+        run="thurl.recipe.edit_vit_run:run",
+        summary="where to edit a vision transformer that fails: meta-training of masks (arXiv 2411.01948)",
+    ),
 }
 
 

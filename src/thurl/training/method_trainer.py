@@ -71,7 +71,7 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
     Overrides of transformers that are not documented as public: `_save_checkpoint`, `_get_dataloader`.
     """
 
-    phases = ("data", "update", "outer", "save", "evaluation")
+    phases: tuple[str, ...] = ("data", "update", "outer", "save", "evaluation")
 
     def __init__(
         self,

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from thurl.continual.class_data import ClassData, TaskData
-from thurl.continual.encoding import fingerprint
 from thurl.continual.fitting import FitSettings, fit, random_rows
 from thurl.continual.gradient.model import RowBatches, Step, TaskModel, cross_entropy, encoded, head_of
 from thurl.continual.gradient.tuning import Tuning, insert, reset, tuned_names
 from thurl.continual.learner import LearnerError, State
 from thurl.errors import UsageError
+from thurl.training.fingerprint import fingerprint
 from thurl.training.single_process import process_device
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from thurl.continual.encoder_files import first_line
-from thurl.continual.picture_inputs import PicturePreprocessing
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.messages import nearest
+from thurl.vision_models.files import first_line
+from thurl.vision_models.preprocessing import PicturePreprocessing
 
 
-__all__ = ["hub_name", "load_timm"]
+__all__ = ["class_names", "hub_name", "load_timm"]
 
 
 def hub_name(name: str) -> str:
@@ -34,12 +34,15 @@ def hub_name(name: str) -> str:
     return found.hf_hub_id
 
 
-def load_timm(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any], PicturePreprocessing]:
-    """The model without its classifier, what describes it, and its test transform.
+def load_timm(
+    folder: Path, config: dict[str, Any], *, classifier: bool = False
+) -> tuple[nn.Module, dict[str, Any], PicturePreprocessing]:
+    """The model, what describes it, and its test transform.
 
     Args:
         folder: with config.json and model.safetensors, which the caller has seen.
         config: of config.json.
+        classifier: with its classifier; without it, it gives features.
 
     Raises:
         MissingRequirementError: timm is not installed.
@@ -57,7 +60,8 @@ def load_timm(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str
     # A model's own constructor may raise anything for settings that are not its own.
     except Exception as error:
         raise DataError(f"{folder}: not a whole {architecture} of timm: {first_line(error)}; save it again") from error
-    model.reset_classifier(0)
+    if not classifier:
+        model.reset_classifier(0)
     transform = timm.data.resolve_model_data_config(model)
     description = {
         "architecture": architecture,
@@ -71,11 +75,31 @@ def load_timm(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str
     return model.eval(), description, PicturePreprocessing(resize, (size[0], size[1], size[2]), mean, std, name)
 
 
+def class_names(model: Any, config: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes: those in config.json, else of ImageNet where the model is of it; empty if neither.
+
+    Raises:
+        DataError: another number of names than the model has classes.
+    """
+    own = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if own:
+        descriptions = config.get("label_descriptions") or {}
+        if len(own) != model.num_classes:
+            raise DataError(f"config.json names {len(own)} classes of {model.num_classes}; correct `label_names`")
+        return tuple(str(descriptions.get(name, name)) for name in own)
+    data = _timm().data
+    subset = data.infer_imagenet_subset(model)
+    if subset is None:
+        return ()
+    info = data.ImageNetInfo(subset)
+    return tuple(info.index_to_description(index) for index in range(model.num_classes))
+
+
 def _timm() -> Any:
     try:
         import timm
         import timm.data
         import timm.models
     except ImportError:
-        raise MissingRequirementError("encoders of timm need it: pip install 'thurl[vision]'") from None
+        raise MissingRequirementError("models of timm need it: pip install 'thurl[vision]'") from None
     return timm

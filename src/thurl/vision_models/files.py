@@ -1,4 +1,4 @@
-"""Files of an encoder: from a folder of this machine or from the Hub, safetensors alone, no code."""
+"""Files of a vision model: from a folder of this machine or from the Hub, safetensors alone, no code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from thurl.errors import DataError, MissingRequirementError
 
 
-__all__ = ["check_weights", "encoder_folder", "first_line", "from_pretrained", "quiet", "read_config"]
+__all__ = ["check_weights", "first_line", "from_pretrained", "model_folder", "quiet", "read_config"]
 
 TIMM_PREFIX = "timm:"
 _FILES = [
@@ -32,7 +32,7 @@ _FILES = [
 ]
 
 
-def encoder_folder(text: str) -> Path:
+def model_folder(text: str) -> Path:
     """The folder, or that of the files which the Hub gives for `timm:NAME` or `owner/name`.
 
     Raises:
@@ -43,12 +43,12 @@ def encoder_folder(text: str) -> Path:
         return Path(text)
     name = text
     if text.startswith(TIMM_PREFIX):
-        from thurl.continual.timm_encoders import hub_name
+        from thurl.vision_models.timm_models import hub_name
 
         name = hub_name(text.removeprefix(TIMM_PREFIX))
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         raise MissingRequirementError(
-            f"{text}: no encoder there; give the folder of one, {TIMM_PREFIX}NAME, or an owner/name of the Hub"
+            f"{text}: no model there; give the folder of one, {TIMM_PREFIX}NAME, or an owner/name of the Hub"
         )
     from huggingface_hub import snapshot_download
 
@@ -57,7 +57,7 @@ def encoder_folder(text: str) -> Path:
     # Anything from a wrong name to a broken connection; the library's own message says which.
     except Exception as error:
         raise MissingRequirementError(
-            f"{text}: no encoder there, and the Hub does not give {name!r}: {first_line(error)}. Check the name, or "
+            f"{text}: no model there, and the Hub does not give {name!r}: {first_line(error)}. Check the name, or "
             f"download it on a machine with network (`hf download {name} --local-dir FOLDER`) and give the folder"
         ) from error
 
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MissingRequirementError(
-            f"{folder}: no encoder: {error}; save one with `save_pretrained`, or timm's `save_for_hf`"
+            f"{folder}: no model: {error}; save one with `save_pretrained`, or timm's `save_for_hf`"
         ) from error
     if not isinstance(config, dict):
         raise DataError(f"{folder}: config.json holds a {type(config).__name__}, not the settings of a model")
@@ -95,7 +95,7 @@ def check_weights(folder: Path, *, index: bool = True) -> None:
             f"{folder}: no model.safetensors, only {pickled[0]}, a pickle, which can run code and is not read; save "
             "the model as safetensors"
         )
-    raise MissingRequirementError(f"{folder}: no model.safetensors; save the encoder again")
+    raise MissingRequirementError(f"{folder}: no model.safetensors; save the model again")
 
 
 def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:

@@ -31,8 +31,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         raise
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, advice: str = "delete it, it is made again"
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors, each in memory of its own, and metadata.
+
+    Args:
+        advice: what to do about a file that cannot be read.
 
     Raises:
         DataError: not a whole safetensors file.
@@ -42,4 +47,4 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             # Copied, since products of matrices may depend on where in memory a matrix begins.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a whole safetensors file: {error}; delete it, it is made again") from error
+        raise DataError(f"{path}: not a whole safetensors file: {error}; {advice}") from error
