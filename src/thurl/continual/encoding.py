@@ -1,5 +1,5 @@
-"""What an encoder has to give, the encoder around a model of any library, and pictures as short vectors. Light: a process that only trains learners needs no
-more than torch."""
+"""What an encoder has to give, the encoder around a model of any library, and pictures as short vectors. Light: a
+process that only trains learners needs no more than torch."""
 
 from __future__ import annotations
 
