@@ -167,11 +167,29 @@ def test_masks_of_a_hypernetwork(place, tmp_path):
 
 
 def test_the_budget_of_changed_predictions_is_kept(place, tmp_path):
-    document = edited(place, "vit", tmp_path / "b.safetensors", "--locality", place / "others", "--min-locality", 0.8)
-    assert document["locality"]["rate"] >= 0.8 and document["density"] <= 0.2
-    assert any(trial["density"] == document["density"] for trial in document["trials"])
-    protected = edited(place, "vit", tmp_path / "p.safetensors", "--locality", place / "others", "--protect")
-    assert protected["success"]
+    others = ["--locality", place / "others"]
+    document = edited(place, "vit", tmp_path / "b.safetensors", *others, "--min-locality", 0.5)
+    assert document["locality"]["rate"] >= 0.5 and document["density"] <= 0.2
+    assert any(trial["density"] == pytest.approx(document["density"]) for trial in document["trials"])
+
+
+def test_pictures_are_protected(place, tmp_path):
+    protected = ["--locality", place / "others", "--protect"]
+    assert edited(place, "vit", tmp_path / "p.safetensors", *protected, 0.5)["success"]
+    assert load_delta(tmp_path / "p.safetensors").history[0]["protected"]
+    label = wrong_class(place, "vit", "0.png")[0]
+    done = invoke("run", "--model", place / "vit", "-i", place / "0.png", "-l", label, "-o",
+                  tmp_path / "x.safetensors", *FAST, *protected, 0)  # fmt: skip
+    assert done.exit_code == 2 and "no direction is left" in done.output, done.output
+
+
+def test_a_budget_that_no_mask_keeps_writes_nothing(place, tmp_path):
+    label = wrong_class(place, "vit", "0.png")[0]
+    done = invoke("run", "--model", place / "vit", "-i", place / "0.png", "-l", label, "-o",
+                  tmp_path / "x.safetensors", "--locality", place / "others", "--min-locality", 1, "--rate",
+                  0.1, "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 1 and "no mask keeps 1 of the predictions" in done.output, done.output
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_what_is_right_already_is_not_edited(place, tmp_path):

@@ -87,7 +87,12 @@ def run(
     min_locality: Annotated[
         float | None, typer.Option("--min-locality", help="Densest mask that keeps this share of them, such as 0.98.")
     ] = None,
-    protect: Annotated[bool, typer.Option("--protect", help="Null-space protection of --locality.")] = False,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            "--protect", help="Null-space protection of --locality; share of the largest eigenvalue, as 0.01."
+        ),
+    ] = None,
     float16: Annotated[bool, typer.Option("--float16", help="Half the file; changes are rounded.")] = False,
     originals: Annotated[
         bool, typer.Option("--originals/--no-originals", help="Keep what `revert` needs in the file.")
@@ -156,7 +161,7 @@ def run(
         made = found.best.edit
     else:
         binary = binarise(soft, 0.05 if density is None else density)
-        guard = protection_of(classifier, batches, binary) if protect else None
+        guard = None if protect is None else protection_of(classifier, batches, binary, protect)
         made = make_edit(classifier, pixel_values, labels, binary, settings, protection=guard)
     document = {"model": model, "mask": mask, **describe_edit(loaded, image, labels.cpu(), before, made)}
     if kept is not None and locality is not None:
@@ -311,7 +316,7 @@ def _check_run(
     mean_over: Path | None,
     locality: Path | None,
     min_locality: float | None,
-    protect: bool,
+    protect: float | None,
     units: str,
     output: Path,
     report: Path | None,
@@ -326,9 +331,9 @@ def _check_run(
         problems.append(f"--mask {mask}: --mean-over goes with mean, and only with it")
     if units not in ("ffn", "attention"):
         problems.append(f"--units {units!r}: must be ffn or attention")
-    if locality is None and (min_locality is not None or protect):
+    if locality is None and (min_locality is not None or protect is not None):
         problems.append("--min-locality and --protect need --locality, the pictures whose predictions should stay")
-    if min_locality is not None and protect:
+    if min_locality is not None and protect is not None:
         problems.append("--protect does not go with --min-locality; give a --density")
     if min_locality is not None and not 0 <= min_locality <= 1:
         problems.append(f"--min-locality {min_locality}: the share of predictions to keep must be in [0, 1]")
