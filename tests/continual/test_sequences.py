@@ -153,7 +153,7 @@ def test_learners_by_name(document):
         "ranpac:widht=3": "did you mean `width`",
         "ranpac:width=x": "width is 'x'; it must be a whole number",
         "simplecil:a=1": "it has none",
-        "ewc": "choose from",
+        "nobody": "choose from",
     }.items():
         with pytest.raises(UsageError, match=message):
             parse_learner(text)
