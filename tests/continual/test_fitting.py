@@ -106,6 +106,8 @@ def test_a_job_leaves_nothing_behind(tmp_path, monkeypatch, capfd, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     caplog.set_level(logging.INFO)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of other tests
+    GradientState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=5)
     kept = [dict(state._shared_state) for state in (PartialState, AcceleratorState, GradientState)]
     verbosity, environment, model = transformers_logging.get_verbosity(), dict(os.environ), Line()
@@ -121,10 +123,10 @@ def test_a_job_leaves_nothing_behind(tmp_path, monkeypatch, capfd, caplog):
 
 def test_an_error_inside_leaves_as_little():
     model, broken = Line(), [*batches(2), {"inputs": torch.zeros(4, 5)}]
-    generators = torch.get_rng_state()
+    generators, known = torch.get_rng_state(), dict(PartialState._shared_state)
     with pytest.raises(RuntimeError):
         fit(model, broken, groups(model), FitSettings(), seed=0)
-    assert torch.equal(generators, torch.get_rng_state()) and not PartialState._shared_state
+    assert torch.equal(generators, torch.get_rng_state()) and PartialState._shared_state == known
 
 
 def test_a_process_by_itself(monkeypatch):
