@@ -7,6 +7,7 @@ gradients, `suffix` goes on from there; together they are the model.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ class _CutError(Exception):
     """Ends a forward pass at the block whose input is wanted."""
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Base class. A subclass says what comes after the last block: `head`, and `feature` where it is no class token.
 
     The model is put into eval mode; its weights are only read.
@@ -91,9 +92,9 @@ class Classifier(nn.Module):
         output = self.model(pixel_values)
         return output if isinstance(output, torch.Tensor) else output.logits
 
+    @abstractmethod
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] from the output [B, N, D] of the last block."""
-        raise NotImplementedError
 
     def feature(self, hidden: torch.Tensor) -> torch.Tensor:
         """Class token [B, D] after the final norm from the output [B, N, D] of the last block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ _FIRST_TASK["lora"] = _FIRST_TASK["adapter"]
 """LAMDA-PILOT's settings, where the caller gives no others; those of LoRA are ours."""
 
 
-class FirstTaskLearner(GradientLearner):
+class FirstTaskLearner(GradientLearner, ABC):
     """Cross-entropy on the first task; its head is thrown away, the one in the state stays empty.
 
     Args:
@@ -45,9 +46,9 @@ class FirstTaskLearner(GradientLearner):
             state = {**state, **{name: learned[name] for name in self._begin}}
         return {**state, **self.grow(state, task, seed)}
 
+    @abstractmethod
     def grow(self, state: State, task: TaskData, seed: int) -> Mapping[str, torch.Tensor]:
         """Tensors that change with the task, `classes` among them; the encoder is that of the first task."""
-        raise NotImplementedError
 
 
 class APER(FirstTaskLearner):
