@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import thurl.continual.evaluator as evaluator_module
 from thurl.continual.baselines import build_baselines, myopic, proxy_hardest
 from thurl.continual.candidates import Candidates, ClosedFormProxy
 from thurl.continual.closed_form import LDA, RanPAC, SimpleCIL
@@ -93,6 +94,19 @@ def test_two_processes_find_what_one_does(found):
                 state = learn_task(learner, state, evaluator.data.task(task), 1000 + position)
             assert state_hash(evaluator.state(again.tasks, index)) == state_hash(state)
     assert (again.tasks, again.rewards, again.accuracies) == (found.tasks, found.rewards, found.accuracies)
+
+
+def _shared_in_worker() -> bool:
+    context = evaluator_module._worker["context"]
+    return any(value.is_shared() for value in context.learners[-1].encoder.parameters())
+
+
+def test_no_two_processes_train_the_same_memory():
+    # torch moves tensors that are sent to another process into memory of both: two workers would step on one module.
+    with Evaluator(pool(), learners()[-1:], seed=1, workers=2) as evaluator:
+        evaluator.evaluate([((0, 1),), ((2, 3),)])
+        assert not any(value.is_shared() for value in evaluator.learners[-1].encoder.parameters())
+        assert not evaluator._pool.submit(_shared_in_worker).result()
 
 
 def test_another_seed_is_another_search(found):

@@ -7,6 +7,7 @@ here (`workers`) or by `accelerate launch`, gives the same numbers in the same p
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import tempfile
@@ -200,12 +201,14 @@ class Evaluator:
                 yield _do(self._context, index, tasks)
             return
         if self._pool is None:
-            # Spawned, since a fork of a process with threads may hang.
+            # Spawned, since a fork of a process with threads may hang. torch hands tensors over by moving them into
+            # memory that all processes share, and a learner trains its module in place: this process keeps its own.
+            learners = copy.deepcopy(self.learners)
             self._pool = ProcessPoolExecutor(
                 self.workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_open_worker,
-                initargs=(self.data, self.learners, self.seed, self.split, self.store.folder),
+                initargs=(self.data, learners, self.seed, self.split, self.store.folder),
             )
         try:
             yield from self._pool.map(_work, jobs)
@@ -284,7 +287,8 @@ def _open_worker(data: ClassData, learners: Sequence[Learner], seed: int, split:
         os._exit(1)
 
     threading.Thread(target=leave, daemon=True).start()
-    _worker["context"] = _Context(data, learners, seed, split, PrefixStore(folder))
+    # A copy: those that came are in the memory of all workers, and each trains its own.
+    _worker["context"] = _Context(data, copy.deepcopy(learners), seed, split, PrefixStore(folder))
 
 
 def _work(job: tuple[int, Tasks]) -> tuple[tuple[float, ...], float, int]:
