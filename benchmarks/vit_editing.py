@@ -7,7 +7,11 @@ Digits of scikit-learn (900 to train on, 897 to test), or with `--mnist` 6,000 o
 (`t10k-images-idx3-ubyte.gz` and its labels; half of them to train on), at 16 x 16. A ViT of 6 blocks is trained in the
 run, its hypernetwork by meta-training on the same pictures without labels. Failures: test pictures that are turned,
 striped, shrunk, blurred or sheared, in groups of one shift, one class and one wrong answer. The first pictures of each
-group are edited one at a time. Everything is drawn again with each seed.
+group are edited one at a time, and every shift is there with its largest group. All is drawn again with each seed.
+
+`layers`: fine-tuning of every window of three blocks, the first picture of each group. `--attempts` adds what might
+make the learned mask better: longer meta-training, a term for clean pictures in it, gradients as an input of the
+hypernetwork, one threshold for all pictures in place of one density; `attempts` is what their meta-training says.
 
 `lr_sensitive`: the 120 right test pictures with the smallest margin. `lr_clean`: right ones of 150 test pictures,
 which also give accuracy and calibration. Settings of edits and bars were written down before the first run. Rates are
@@ -33,14 +37,12 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
-import hashlib
 import logging
 import math
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,23 +50,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import TrainingArguments
+from vit_editing_methods import (
+    DENSITIES,
+    Study,
+    attempted,
+    editors,
+    mean_rows,
+    meta_train,
+    percent,
+    short,
+    windows,
+)
 
-from thurl.editing.baselines import ExtraNeurons, LowRank
 from thurl.editing.classifier import Classifier, as_classifier
-from thurl.editing.cutmix import CutMixSettings
 from thurl.editing.delta import apply_delta, edited_weights, revert_delta
-from thurl.editing.digits import Digits, failure_groups, load_digit_pictures, pretrain_digits
+from thurl.editing.digits import Digits, FailureGroup, failure_groups, load_digit_pictures, pretrain_digits
 from thurl.editing.edit import EditSettings, edit
-from thurl.editing.evaluate import EditGroup, EditRow, Evaluator, averages
-from thurl.editing.masks import FixedMask, GradientMask, HybridMask, MaskSource, RandomMask, binarise, mean_scores
-from thurl.editing.meta_step import SearchSettings
-from thurl.editing.meta_training import LearnedMask, MetaSettings, MetaTrainer, hypernetwork_for
-from thurl.editing.methods import EditMethod, FineTuning, MaskedEditing
+from thurl.editing.evaluate import EditGroup, Evaluator
+from thurl.editing.masks import GradientMask, binarise
 from thurl.editing.metrics import front_area
 from thurl.editing.sequence import edit_in_sequence
 from thurl.errors import UsageError
-from thurl.training.progress import quiet_trainer
 from thurl.training.results import read_results, write_results
 
 
@@ -75,47 +81,15 @@ BARS = {
 }  # fmt: skip
 """What each margin of `margins` must reach."""
 EVERY_SEED = ("f_exact", "g_top_k", "h_refused")
-DENSITIES = (0.02, 0.05, 0.1, 0.25, 0.5)
-TOGETHER = 24
-"""Edits computed at a time."""
 REFERENCE = (50.0, 0.0)
 """Worst lr_sensitive and GR that count in the area under a front."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Sizes of a run; the defaults are those of the results.
-
-    Args:
-        epochs: of the classifier.
-        iterations, batch: of meta-training; a batch is twice the pseudo-failures.
-        edits: pictures of each group that are edited.
-        groups: at most that many, the largest.
-        largest: pictures of a group.
-        steps, rate: of an edit.
-        densities: of the masks.
-    """
-
-    epochs: int = 24
-    iterations: int = 80
-    batch: int = 32
-    edits: int = 3
-    groups: int = 8
-    largest: int = 20
-    steps: int = 40
-    rate: float = 5e-4
-    densities: tuple[float, ...] = DENSITIES
-
-
-META = MetaSettings(
-    search=SearchSettings(inner_rate=0.1, penalty=100 / (8 * 6 * 3072)), cutmix=CutMixSettings(smallest=1, largest=2)
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--mnist", type=Path, help="folder of the MNIST test set, instead of scikit-learn's digits")
+    parser.add_argument("--attempts", action="store_true", help="also other ways to train the mask; twice the time")
     parser.add_argument("--out", type=Path, default=Path("results/vit_editing.json"), help="other seeds in it stay")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -123,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("thurl.editing.edit").setLevel(logging.ERROR)
     for seed in options.seeds:
         if options.mnist is None:
-            record = run(load_digit_pictures(seed), seed, Study())
+            record = run(load_digit_pictures(seed), seed, Study(), options.attempts)
         else:
-            record = run(mnist(options.mnist, seed), seed, Study(epochs=10))
+            record = run(mnist(options.mnist, seed), seed, Study(epochs=10), options.attempts)
         # Read again each time: several commands, one per seed, may run side by side.
         others = read_results(options.out)["runs"] if options.out.is_file() else []
         runs = sorted([*(other for other in others if other["seed"] != seed), record], key=lambda entry: entry["seed"])
@@ -135,31 +109,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(missed))
 
 
-def run(data: Digits, seed: int, study: Study) -> dict[str, Any]:
-    """One record."""
+def run(data: Digits, seed: int, study: Study, attempts: bool = False) -> dict[str, Any]:
+    """One record; `attempts` adds those of `vit_editing_methods.ATTEMPTS`."""
     began = time.process_time()
     classifier = as_classifier(pretrain_digits(data, seed=seed, epochs=study.epochs))
     tell(seed, f"classifier trained in {time.process_time() - began:.0f} s")
     learned, meta = meta_train(classifier, data, seed, study)
     tell(seed, f"hypernetwork trained, {time.process_time() - began:.0f} s: {meta}")
-    found = failure_groups(classifier, data, largest=study.largest)
-    largest = sorted(found, key=lambda group: -len(group.pictures))[: study.groups]
-    groups = [
-        EditGroup(f"{group.shift} {group.true} as {group.predicted}", group.true, group.pictures) for group in largest
-    ]
+    chosen = spread(failure_groups(classifier, data, largest=study.largest), study.groups)
+    groups = [EditGroup(f"{one.shift} {one.true} as {one.predicted}", one.true, one.pictures) for one in chosen]
     evaluator, accuracy = judge(classifier, data, groups)
     settings = EditSettings(rate=study.rate, max_steps=study.steps)
     methods: dict[str, dict[str, float]] = {}
-    for name, method in editors(learned, settings, study, seed).items():
+    compared = editors(learned, settings, study, seed)
+    told: dict[str, dict[str, float]] = {}
+    if attempts:
+        tried, told = attempted(learned, classifier, data, settings, study, seed)
+        compared |= tried
+    for name, method in compared.items():
         methods[name] = short(evaluator.run(method, study.edits))
         tell(seed, f"{name}: {methods[name]}")
     for density in study.densities[:4]:
-        rows = []
-        for group in groups:
-            labels = torch.full((len(group.pixel_values),), group.label)
-            soft = mean_scores(learned, classifier, [(group.pixel_values, labels)])
-            rows += evaluator.run(MaskedEditing(FixedMask(soft), density, settings), study.edits, [group.name])
-        methods[f"mean {percent(density)}"] = short(rows)
+        methods[f"mean {percent(density)}"] = short(mean_rows(learned, evaluator, density, settings, study.edits))
     record = {
         "seed": seed,
         "accuracy": accuracy,
@@ -167,7 +138,9 @@ def run(data: Digits, seed: int, study: Study) -> dict[str, Any]:
         "edits": len(groups) * study.edits,
         "methods": methods,
         "fronts": fronts(methods),
+        "layers": windows(classifier, groups, sensitive(classifier, data), settings, study.searched),
         "meta": meta,
+        **({"attempts": told} if attempts else {}),
         "checks": checks(classifier, data, groups, settings),
         "cpu_seconds": time.process_time() - began,
     }
@@ -176,55 +149,11 @@ def run(data: Digits, seed: int, study: Study) -> dict[str, Any]:
     return record
 
 
-def editors(learned: MaskSource, settings: EditSettings, study: Study, seed: int) -> dict[str, EditMethod]:
-    """All methods but the mean mask, which is another one for each group."""
-    found: dict[str, EditMethod] = {"fine-tuning": FineTuning(settings, TOGETHER)}
-    # No dots, which would part the name in the tables.
-    found["fine-tuning, L1 1e-3"] = FineTuning(replace(settings, l1=1e-3), TOGETHER)
-    found["fine-tuning, L2 1e-1"] = FineTuning(replace(settings, l2=0.1), TOGETHER)
-    found["LoRA"] = LowRank(settings=replace(settings, rate=2e-3), seed=seed)
-    found["extra neuron"] = ExtraNeurons(replace(settings, rate=0.03, optimizer="adam"))
-    sources: dict[str, MaskSource] = {
-        "learned": learned,
-        "random": RandomEach(seed),
-        "gradient": GradientMask(),
-        "hybrid": HybridMask((learned, GradientMask())),
-    }
-    for name, source in sources.items():
-        for density in study.densities if name == "learned" else study.densities[:4]:
-            found[f"{name} {percent(density)}"] = MaskedEditing(source, density, settings, TOGETHER)
-    return found
-
-
-@dataclass(frozen=True)
-class RandomEach:
-    """A random mask of its own for each picture, so that no single lucky or unlucky draw decides."""
-
-    seed: int
-
-    def scores(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        digest = hashlib.sha256(pixel_values.numpy().tobytes()).digest()
-        return RandomMask(self.seed ^ int.from_bytes(digest[:6], "big")).scores(classifier, pixel_values, labels)
-
-
-def percent(density: float) -> str:
-    return f"{100 * density:g} %"
-
-
-def short(rows: Sequence[EditRow]) -> dict[str, float]:
-    """Means over groups, named as in the tables."""
-    names = {"SR": "sr", "GR": "gr", "GR_official": "gr_official", "LR_sensitive": "lr_sensitive",
-             "LR_right": "lr_clean", "accuracy_drop": "accuracy_drop", "ECE_rise": "ece_rise", "steps": "steps",
-             "parameters": "parameters"}  # fmt: skip
-    found = averages(rows)
-    return {short_name: found[name].mean for name, short_name in names.items()}
-
-
 def fronts(methods: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Area under the front of lr_sensitive and GR of each kind of method, in percent; kinds have several settings."""
     points: dict[str, list[tuple[float, float]]] = {}
     for name, values in methods.items():
-        kind = name.partition(",")[0] if name.startswith("fine-tuning") else name.partition(" ")[0]
+        kind = name.partition(",")[0].partition(" ")[0]
         points.setdefault(kind, []).append((values["lr_sensitive"], values["gr"]))
     return {kind: 100 * front_area(values, REFERENCE) for kind, values in points.items() if len(values) > 1}
 
@@ -232,38 +161,30 @@ def fronts(methods: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 @torch.no_grad()
 def judge(classifier: Classifier, data: Digits, groups: Sequence[EditGroup]) -> tuple[Evaluator, float]:
     """The evaluator, and the accuracy of the classifier on the whole test set."""
-    probabilities = classifier.logits(data.test).softmax(dim=-1)
-    right = probabilities.argmax(dim=-1) == data.test_labels
-    best = probabilities.topk(2).values
-    margin = (best[:, 0] - best[:, 1]).masked_fill(~right, math.inf)
-    unrelated = {"sensitive": data.test[margin.argsort()[:120]]}
+    right = classifier.logits(data.test).argmax(dim=-1) == data.test_labels
+    unrelated = {"sensitive": sensitive(classifier, data)}
     step = len(data.test) // 150
     validation = data.test[::step][:150], data.test_labels[::step][:150]
     return Evaluator(classifier, groups, unrelated, validation, batch_size=256), float(right.float().mean())
 
 
-def meta_train(
-    classifier: Classifier, data: Digits, seed: int, study: Study, meta: MetaSettings = META
-) -> tuple[LearnedMask, dict[str, float]]:
-    """The hypernetwork as a source of masks, and what meta-training says of itself."""
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as place:
-        torch.manual_seed(seed)
-        args = TrainingArguments(
-            output_dir=place, per_device_train_batch_size=study.batch, max_steps=study.iterations, learning_rate=1e-3,
-            lr_scheduler_type="cosine", optim="rmsprop", max_grad_norm=0.0, logging_steps=1, save_strategy="no",
-            report_to=[], seed=seed, use_cpu=True, disable_tqdm=True, dataloader_drop_last=True,
-            remove_unused_columns=False, log_level="error",
-        )  # fmt: skip
-        network = hypernetwork_for(classifier, blocks=3, heads=4)
-        pictures: Any = [{"pixel_values": picture} for picture in data.train]
-        trainer = MetaTrainer(network, args, classifier=classifier, meta=meta, train_dataset=pictures)
-        quiet_trainer(trainer)
-        trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "terms/bce" in entry]
-    last = logged[-20:]
-    means = {name: fmean(entry[f"terms/{name}"] for entry in last) for name in (
-        "bce", "pseudo_kl_unedited", "pseudo_kl_edited", "label_density", "soft_density")}  # fmt: skip
-    return LearnedMask(network), {**means, "bce_first": logged[0]["terms/bce"]}
+@torch.no_grad()
+def sensitive(classifier: Classifier, data: Digits) -> torch.Tensor:
+    """The 120 right test pictures with the smallest margin."""
+    probabilities = classifier.logits(data.test).softmax(dim=-1)
+    best = probabilities.topk(2).values
+    wrong = probabilities.argmax(dim=-1) != data.test_labels
+    return data.test[(best[:, 0] - best[:, 1]).masked_fill(wrong, math.inf).argsort()[:120]]
+
+
+def spread(found: Sequence[FailureGroup], count: int) -> list[FailureGroup]:
+    """The largest group of every shift first, then the second ones."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for place, group in enumerate(found):
+        ranked.append((seen[group.shift], place))
+        seen[group.shift] += 1
+    return [found[place] for _, place in sorted(ranked)[:count]]
 
 
 def checks(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from thurl.editing.digits import Digits, load_digit_pictures
+from thurl.editing.digits import Digits, FailureGroup, load_digit_pictures
 from thurl.training.results import write_results
 
 
@@ -24,8 +24,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "vit_editing.py"
 def benchmark():
     spec = spec_from_file_location("vit_editing_benchmark", SCRIPT)
     module = module_from_spec(spec)
-    sys.modules["vit_editing_benchmark"] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as when it is started as a script
+        spec.loader.exec_module(module)
     return module
 
 
@@ -90,11 +91,23 @@ def test_a_toy_run(benchmark, tmp_path):
     data = load_digit_pictures(0)
     small = Digits(data.train, data.train_labels, data.test[:200], data.test_labels[:200])
     study = benchmark.Study(epochs=1, iterations=1, batch=4, edits=1, groups=2, largest=12, steps=2)
-    found = benchmark.run(small, 0, study)
+    found = benchmark.run(small, 0, study, attempts=True)
     kinds = {name.partition(",")[0].partition(" ")[0] for name in found["methods"]}
-    assert kinds == {"fine-tuning", "LoRA", "extra", "learned", "random", "gradient", "hybrid", "mean"}
+    attempts = {"learned-long", "learned-local", "learned-gradients"}
+    assert kinds == {"fine-tuning", "LoRA", "extra", "learned", "random", "gradient", "hybrid", "mean",
+                     "learned-conditioned"} | attempts  # fmt: skip
     assert all(0 <= values["sr"] <= 100 and values["steps"] > 0 for values in found["methods"].values())
     assert found["checks"]["f_exact"] == found["checks"]["g_top_k"] == found["checks"]["h_refused"] == 1
-    assert found["fronts"].keys() == {"fine-tuning", "learned", "random", "gradient", "hybrid", "mean"}
+    assert found["fronts"].keys() == kinds - {"extra"} and found["attempts"].keys() == attempts
+    assert list(found["layers"]) == [
+        f"{kind} {first}-{first + 2}" for kind in ("ffn", "attention") for first in range(4)
+    ]
+    assert sum(one["front"] for one in found["layers"].values()) >= 1
     written = write_results(tmp_path / "x.json", recipe="benchmarks/vit_editing.py", runs=[found])
     assert "methods.gradient 5 %.gr" in written["summary"]
+
+
+def test_every_shift_has_its_largest_group(benchmark):
+    found = [FailureGroup(shift, true, 0, torch.zeros(0)) for shift in ("blur", "shear", "stripes") for true in (1, 2)]
+    chosen = benchmark.spread(found, 4)
+    assert [(one.shift, one.true) for one in chosen] == [("blur", 1), ("shear", 1), ("stripes", 1), ("blur", 2)]

@@ -9,6 +9,7 @@ hence k - 1 neurons, fewer where scores tie and none where k of them are saturat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -174,12 +175,23 @@ def mean_scores(
 
 @dataclass(frozen=True)
 class RandomMask:
-    """Scores uniform in [0, 1), the same for the same seed and shape, whatever the pictures."""
+    """Scores uniform in [0, 1), the same for the same seed and shape.
+
+    Args:
+        seed: of the draw.
+        per_picture: other scores for other pictures, so that no single lucky or unlucky draw decides a comparison;
+            the same ones whatever the pictures otherwise.
+    """
 
     seed: int = 0
+    per_picture: bool = False
 
-    def scores(self, classifier: Classifier, pixel_values: Any, labels: Any) -> torch.Tensor:
-        return _random_scores(classifier.mask_shape, self.seed)
+    def scores(self, classifier: Classifier, pixel_values: torch.Tensor, labels: Any) -> torch.Tensor:
+        if not self.per_picture:
+            return _random_scores(classifier.mask_shape, self.seed)
+        content = pixel_values.detach().cpu().float().numpy().tobytes()
+        digest = hashlib.sha256(f"{self.seed}\0".encode() + content).digest()
+        return _random_scores(classifier.mask_shape, int.from_bytes(digest[:6], "big"))
 
 
 class GradientMask:

@@ -19,6 +19,7 @@ from thurl.editing.classifier import Classifier
 from thurl.editing.edit import EditSettings
 from thurl.editing.masks import MaskSource, binarise
 from thurl.editing.separate import edit_separately
+from thurl.editing.thresholds import above
 from thurl.editing.updates import OPTIMIZERS, State
 
 
@@ -67,16 +68,20 @@ class MaskedEditing:
         density: share of them that is edited.
         settings: of the edit.
         together: edits computed at a time; memory grows with it, results do not change.
+        threshold: of `thurl.editing.thresholds.common_threshold`: edits the neurons that score at least this, more of
+            them in one picture than in another, in place of the share.
     """
 
     source: MaskSource
     density: float
     settings: EditSettings = EditSettings()
     together: int = 8
+    threshold: float | None = None
 
     def edit_each(self, classifier: Classifier, pixel_values: torch.Tensor, labels: torch.Tensor) -> Iterator[Edited]:
         def mask(picture: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return binarise(self.source.scores(classifier, picture, label), self.density)
+            soft = self.source.scores(classifier, picture, label)
+            return binarise(soft, self.density) if self.threshold is None else above(soft, self.threshold)
 
         return _edit_each(classifier, pixel_values, labels, mask, self.settings, self.together)
 

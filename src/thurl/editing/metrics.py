@@ -173,7 +173,11 @@ def macro_average(values: Mapping[str, Sequence[float]], *, seed: int = 0, resam
         defined = [value for value in one if not math.isnan(value)]
         if defined:
             means.append(math.fsum(defined) / len(defined))
-    low, high = bootstrap_interval(lambda found, _: float(found.mean()), means, means, seed=seed, n=resamples)
+    # A group of one mean each: the mean of the groups is what is drawn again, all resamples at once.
+    low, high = bootstrap_interval(
+        lambda found, _: float(found[0]), means, means, groups=range(len(means)), within_groups=True, seed=seed,
+        n=resamples,
+    )  # fmt: skip
     mean = math.fsum(means) / len(means) if means else math.nan
     return MacroAverage(mean, low, high, len(means), len(values) - len(means))
 
