@@ -52,10 +52,10 @@ import torch
 from torch.nn import functional
 from vit_editing_methods import (
     DENSITIES,
+    TOGETHER,
     Study,
     attempted,
     editors,
-    mean_rows,
     meta_train,
     percent,
     short,
@@ -63,6 +63,7 @@ from vit_editing_methods import (
 )
 
 from thurl.editing.classifier import Classifier, as_classifier
+from thurl.editing.comparison import mean_mask_rows
 from thurl.editing.delta import apply_delta, edited_weights, revert_delta
 from thurl.editing.digits import Digits, FailureGroup, failure_groups, load_digit_pictures, pretrain_digits
 from thurl.editing.edit import EditSettings, edit
@@ -130,7 +131,8 @@ def run(data: Digits, seed: int, study: Study, attempts: bool = False) -> dict[s
         methods[name] = short(evaluator.run(method, study.edits))
         tell(seed, f"{name}: {methods[name]}")
     for density in study.densities[:4]:
-        methods[f"mean {percent(density)}"] = short(mean_rows(learned, evaluator, density, settings, study.edits))
+        rows = mean_mask_rows(learned, evaluator, density, settings, study.edits, TOGETHER)
+        methods[f"mean {percent(density)}"] = short(rows)
     record = {
         "seed": seed,
         "accuracy": accuracy,

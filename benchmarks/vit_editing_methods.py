@@ -16,9 +16,9 @@ from thurl.editing.classifier import Classifier
 from thurl.editing.cutmix import CutMixSettings, draw_rectangles, paste
 from thurl.editing.digits import Digits
 from thurl.editing.edit import EditSettings
-from thurl.editing.evaluate import EditGroup, EditRow, Evaluator, averages
+from thurl.editing.evaluate import EditGroup, EditRow, averages
 from thurl.editing.layer_search import search_layers
-from thurl.editing.masks import FixedMask, GradientMask, HybridMask, MaskSource, RandomMask, mean_scores
+from thurl.editing.masks import GradientMask, HybridMask, MaskSource, RandomMask
 from thurl.editing.meta_step import SearchSettings
 from thurl.editing.meta_training import LearnedMask, MetaSettings, MetaTrainer, hypernetwork_for, patch_size
 from thurl.editing.methods import EditMethod, FineTuning, MaskedEditing
@@ -93,18 +93,6 @@ def editors(learned: MaskSource, settings: EditSettings, study: Study, seed: int
         for density in study.densities if name == "learned" else study.densities[:4]:
             found[f"{name} {percent(density)}"] = MaskedEditing(source, density, settings, TOGETHER)
     return found
-
-
-def mean_rows(
-    learned: MaskSource, evaluator: Evaluator, density: float, settings: EditSettings, edits: int
-) -> list[EditRow]:
-    """Edits with the average mask of each group, which takes away what the hypernetwork knows of the picture."""
-    rows = []
-    for group in evaluator.groups.values():
-        labels = torch.full((len(group.pixel_values),), group.label)
-        soft = mean_scores(learned, evaluator.classifier, [(group.pixel_values, labels)])
-        rows += evaluator.run(MaskedEditing(FixedMask(soft), density, settings, TOGETHER), edits, [group.name])
-    return rows
 
 
 def attempted(

@@ -12,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from thurl.editing.evaluate import EditRow, averages
-from thurl.editing.metrics import front_area, pareto_front
-from thurl.training.page import COLOURS, MARKERS, STYLE, figure, number, plot_text, section, text_table, write_page
+from thurl.editing.layer_search import LayerResult
+from thurl.editing.metrics import MacroAverage, front_area, pareto_front
+from thurl.training.page import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    figure,
+    number,
+    plot_png,
+    plot_text,
+    section,
+    text_table,
+    write_page,
+)
 from thurl.training.results import plain, write_atomically
 
 
@@ -30,14 +42,16 @@ def write_benchmark(
     locality: str,
     official: bool = False,
     facts: Sequence[tuple[str, str]] = (),
+    layers: Sequence[LayerResult] = (),
 ) -> dict[str, Any]:
-    """Write `edits.csv`, `summary.json` and `report.html`, each in one step.
+    """Write `edits.csv`, `summary.json`, `fronts.png` and `report.html`, each in one step.
 
     Args:
         rows: (method, setting) -> its edits; a method with several settings has a front.
         locality: which rate is the locality of the fronts, such as `LR_sensitive`.
         official: also show the released GR.
         facts: headline values of the page.
+        layers: of `search_layers`; as `layers` in the summary, with `layers.png` and a part of the page.
 
     Returns:
         what `summary.json` holds: the averages and the area under each front.
@@ -52,7 +66,7 @@ def write_benchmark(
         for method, ones in points.items()
         if len(ones) > 1
     }
-    summary = {
+    summary: dict[str, Any] = {
         "locality": locality,
         "methods": [
             {"method": method, "setting": setting, **{name: asdict(value) for name, value in values.items()}}
@@ -60,42 +74,76 @@ def write_benchmark(
         ],
         "front_area": areas,
     }
+    if layers:
+        summary["layers"] = [
+            {"window": one.name, "on_front": one.on_front}
+            | {name: asdict(value) for name, value in one.averages.items()}
+            for one in layers
+        ]
     names = list(dict.fromkeys(name for values in found.values() for name in values))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["method", "setting", "group", "edited", *names])
-    for (method, setting), edits in rows.items():
-        for row in edits:
-            writer.writerow([method, setting, row.group, row.edited, *(row.numbers.get(name, "") for name in names)])
-    write_atomically(place / "edits.csv", table.getvalue())
+    write_atomically(place / "edits.csv", _csv(rows, names))
     write_atomically(place / "summary.json", json.dumps(plain(summary), indent=1, allow_nan=False) + "\n")
     shown = ["SR", "GR", *(["GR_official"] if official else []), *(name for name in names if name.startswith("LR_"))]
     shown += [name for name in ("accuracy_drop", "ECE_rise", "steps") if name in names]
     lines = [["method", "setting", *shown]]
-    for (method, setting), values in found.items():
-        cells = [
-            f"{number(values[name].mean, 1)} ({number(values[name].low, 1)} to {number(values[name].high, 1)})"
-            for name in shown
-        ]
-        lines.append([method, setting, *cells])
+    lines += [[method, setting, *_cells(values, shown)] for (method, setting), values in found.items()]
+    drawing = draw_fronts(points, locality)
+    write_atomically(place / "fronts.png", plot_png(drawing))
+    sections = [
+        section(
+            "Generalisation and locality",
+            figure(drawing, "GR against LR", "Up and right is better; lines join fronts."),
+        ),
+        section("Averages over groups", text_table(lines, total=False)),
+    ]
+    if layers:
+        sections.append(_layers_part(place, layers))
     write_page(
         place / "report.html",
         title="Editing benchmark",
         summary=f"{len(rows)} settings, {sum(map(len, rows.values()))} edits, each from the base model.",
         facts=facts,
-        sections=[
-            section(
-                "Generalisation and locality",
-                figure(draw_fronts(points, locality), "GR against LR", "Up and right is better; lines join fronts."),
-            ),
-            section("Averages over groups", text_table(lines, total=False)),
-        ],
+        sections=sections,
         notes=[
             "Rates in percent, means over groups of means over edits, with 95 % bootstrap intervals over groups.",
             "GR is over the other pictures of a group; groups of one picture have none.",
         ],
     )
     return summary
+
+
+def _layers_part(place: Path, layers: Sequence[LayerResult]) -> str:
+    points: dict[str, list[tuple[str, float, float]]] = {}
+    for one in layers:
+        kind = one.name.partition(" ")[0]
+        points.setdefault(kind, []).append((one.name, one.averages["LR_unrelated"].mean, one.averages["GR"].mean))
+    drawing = draw_fronts(points, "LR_unrelated")
+    write_atomically(place / "layers.png", plot_png(drawing))
+    shown = ["SR", "GR", "LR_unrelated", "steps"]
+    lines = [["window", "on the front", *shown]]
+    lines += [[one.name, "yes" if one.on_front else "", *_cells(one.averages, shown)] for one in layers]
+    return section(
+        "Fine-tuning of each window of layers",
+        figure(drawing, "GR against LR of each window", "A point is a window of layers.")
+        + text_table(lines, total=False),
+    )
+
+
+def _csv(rows: Mapping[tuple[str, str], Sequence[EditRow]], names: Sequence[str]) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["method", "setting", "group", "edited", *names])
+    for (method, setting), edits in rows.items():
+        for row in edits:
+            writer.writerow([method, setting, row.group, row.edited, *(row.numbers.get(name, "") for name in names)])
+    return table.getvalue()
+
+
+def _cells(values: Mapping[str, MacroAverage], shown: Sequence[str]) -> list[str]:
+    return [
+        f"{number(values[name].mean, 1)} ({number(values[name].low, 1)} to {number(values[name].high, 1)})"
+        for name in shown
+    ]
 
 
 def draw_fronts(points: Points, locality: str) -> Any:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from thurl.editing.units import Unit, default_layers, resolve_ffn
 from thurl.errors import UsageError
-from thurl.training.fingerprint import fingerprint
+from thurl.training.fingerprint import FingerprintCache
 from thurl.vit import final_norm, transformer_blocks
 
 
@@ -58,7 +58,7 @@ class Classifier(nn.Module, ABC):
         self.depth = len(transformer_blocks(model))
         self.units = tuple(resolve_ffn(model, default_layers(model)) if units is None else units)
         self._checked = False
-        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._fingerprint = FingerprintCache()
         _check_units(model, self.units)
 
     def with_units(self, units: Sequence[Unit]) -> Classifier:
@@ -155,13 +155,9 @@ class Classifier(nn.Module, ABC):
     def fingerprint(self) -> str:
         """Of the weights as they are now: an edit of another model is not applied to this one.
 
-        Kept until a weight is changed in place or replaced, as torch counts it.
+        Kept until a weight is changed or replaced, see `FingerprintCache`.
         """
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, fingerprint(self.model))
-        return self._fingerprint[1]
+        return self._fingerprint.of(self.model)
 
     def _call(self, inputs: tuple[Any, ...], weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
         if not weights:

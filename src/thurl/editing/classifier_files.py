@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from thurl.editing.classifier import Classifier, as_classifier
 from thurl.editing.export import save_model
@@ -66,6 +67,10 @@ class LoadedClassifier:
     preprocessing: PicturePreprocessing
     names: tuple[str, ...]
     folder: Path
+
+    def read(self, image: Image) -> torch.Tensor:
+        """A picture as the classifier reads it, [channels, H, W]."""
+        return self.preprocessing.scaled(self.preprocessing(image)[None])[0]
 
     def name_of(self, label: int) -> str:
         """`3 (cat)`, or `3` where classes have no names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from thurl.continual.pool_sources import read_picture
+from thurl.editing.classifier import Classifier
 from thurl.editing.evaluate import EditGroup
 from thurl.editing.groups import FailureGroup, Labelled, Predicted, Read
-from thurl.errors import DataError
+from thurl.errors import DataError, UsageError
 from thurl.training.results import plain, write_atomically
 
 
-__all__ = ["FORMAT", "Manifest", "load_groups", "load_pictures", "read_manifest", "write_manifest"]
+__all__ = ["FORMAT", "Manifest", "load_benchmark", "load_groups", "load_pictures", "read_manifest", "write_manifest"]
 
 FORMAT = 1
 """Version of the layout; a reader refuses a newer one."""
@@ -89,6 +90,31 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise DataError(f"{path}: no such file; give the manifest of an editing benchmark") from None
     except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not the manifest of an editing benchmark: {error!r}; build it again") from error
+
+
+def load_benchmark(
+    manifest: Manifest, classifier: Classifier, root: str | os.PathLike[str], read: Read
+) -> tuple[list[EditGroup], torch.Tensor]:
+    """Failures and pictures to keep of a classifier, on its device.
+
+    Args:
+        manifest: made for this classifier.
+        root, read: as `load_groups`.
+
+    Raises:
+        UsageError: it is the manifest of another base model.
+        DataError: as `load_groups`.
+    """
+    if manifest.base != classifier.fingerprint():
+        raise UsageError(
+            f"the manifest has the failures of a model with the fingerprint {manifest.base[:12]}, this one has "
+            f"{classifier.fingerprint()[:12]}; make one for this model"
+        )
+    device = next(classifier.model.parameters()).device
+    groups = [
+        replace(group, pixel_values=group.pixel_values.to(device)) for group in load_groups(manifest, root, read)
+    ]
+    return groups, load_pictures(manifest.locality, root, read).to(device)
 
 
 def load_groups(manifest: Manifest, root: str | os.PathLike[str], read: Read) -> list[EditGroup]:

@@ -51,7 +51,7 @@ def edit_separately(
         classifier: the model, in float32 or float64.
         pixel_values: [B, channels, H, W].
         labels: int64 [B], their right classes.
-        masks: bool [B, T, M] of `classifier.units`.
+        masks: bool [B, T, M] of `classifier.units`, on any device.
         settings: default: those of the release.
 
     Raises:
@@ -63,6 +63,7 @@ def edit_separately(
             f"masks of shape {list(masks.shape)} and labels of shape {list(labels.shape)} for {len(pixel_values)} "
             f"pictures; the units need {[len(pixel_values), *classifier.mask_shape]} and {[len(pixel_values)]}"
         )
+    masks = masks.to(pixel_values.device)
     layer = classifier.first_layer
     hidden = classifier.prefix(pixel_values, layer)
     weights = [classifier.linear[unit.parameter].weight for unit in classifier.units]

@@ -26,7 +26,10 @@ __all__ = [
 _Whole = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 _Pair = Annotated[tuple[float, float], Field(strict=False)]
 _Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
-_Masks = Annotated[tuple[Literal["learned", "mean", "grad", "random", "hybrid"], ...], Field(strict=False)]
+_Editors = Annotated[
+    tuple[Literal["learned", "mean", "hybrid", "grad", "random", "full", "l1", "l2", "lora", "neurons"], ...],
+    Field(strict=False),
+]
 
 
 class TinyDigits(Section):
@@ -102,18 +105,30 @@ class MetaSection(Section):
 
 
 class EditEvaluationSection(Section):
-    """Edits of failing pictures, one at a time, with several kinds of masks; with `model.digits`."""
+    """Edits of failing pictures, one at a time, with several editors (`thurl.editing.comparison`)."""
 
-    masks: _Masks = ("learned", "grad", "random")
+    editors: _Editors = ("learned", "grad", "random")
     densities: _Shares = (0.05,)
+    """Of the editors that have a mask."""
     rate: float = Field(2e-5, gt=0)
     max_steps: int = Field(100, ge=1)
     stop_loss: float = Field(0.01, ge=0)
-    edits: int = Field(16, ge=1)
-    """Edits in all, spread over the groups of failures."""
+    edits: int = Field(2, ge=1)
+    """Of each group of failures, at most."""
+    manifest: str | None = Field(None, min_length=1)
+    """File of `thurl edit manifest`, made for `model.name_or_path`; `model.digits` has failures of its own."""
+    pictures: str | None = Field(None, min_length=1)
+    """Folder that the manifest's paths are relative to."""
 
     def problems(self) -> list[Problem]:
-        return [((name,), "is empty: name at least one") for name in ("masks", "densities") if not getattr(self, name)]
+        empty = [name for name in ("editors", "densities") if not getattr(self, name)]
+        found: list[Problem] = [((name,), "is empty: name at least one") for name in empty]
+        if len(set(self.editors)) < len(self.editors):
+            found.append((("editors",), "has a name twice; name each once"))
+        if (self.manifest is None) != (self.pictures is None):
+            missing = "pictures" if self.pictures is None else "manifest"
+            found.append(((missing,), "is missing: `manifest` and `pictures` go together"))
+        return found
 
 
 class EditViTRecipe(Section):
@@ -121,7 +136,11 @@ class EditViTRecipe(Section):
 
     training_schema: ClassVar[str] = "training_arguments"
     packages: ClassVar[tuple[str, ...]] = ()
-    files: ClassVar[tuple[tuple[str, ...], ...]] = (("data", "folder"),)
+    files: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("data", "folder"),
+        ("evaluation", "manifest"),
+        ("evaluation", "pictures"),
+    )
 
     method: Literal["edit_vit"]
     model: ToBeEditedSection
@@ -144,9 +163,15 @@ class EditViTRecipe(Section):
                 found.append((("data",), "is missing: `model.name_or_path` needs a folder of pictures"))
             if model.digits is not None and data is not None:
                 found.append((("data",), "is brought along by `model.digits`; remove it"))
-        if model is not None and evaluation is not None and model.digits is None:
-            message = "is for `model.digits`; failures of other models are edited by `thurl edit`: remove it"
-            found.append((("evaluation",), message))
+        if model is not None and evaluation is not None:
+            if model.digits is None and evaluation.manifest is None:
+                message = (
+                    "is missing: only `model.digits` has failures of its own; make one with `thurl edit manifest`"
+                )
+                found.append((("evaluation", "manifest"), message))
+            if model.digits is not None and evaluation.manifest is not None:
+                message = "does not go with `model.digits`, which has failures of its own; remove it"
+                found.append((("evaluation", "manifest"), message))
         training = sections.get("training")
         if not isinstance(training, dict):
             return found

@@ -1,127 +1,104 @@
-"""Edits of failing digits with several kinds of masks: what the tiny recipe shows at its end.
+"""Edits of failing pictures after meta-training: shifted digits, or the pictures of an editing benchmark.
 
-Success is that of the picture edited. Generality is the share of the other pictures of its group that are right
-afterwards, locality the share of unshifted test pictures whose answer stays, of those the model had right.
+What is counted is that of `thurl.editing.metrics`, and the runs are those of `thurl edit benchmark`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from thurl.editing.classifier import Classifier
-from thurl.editing.delta import edited_weights
-from thurl.editing.digits import Digits, FailureGroup, failure_groups
-from thurl.editing.edit import EditSettings, edit
+from thurl.editing.comparison import Comparison
+from thurl.editing.digits import Digits, failure_groups
+from thurl.editing.edit import EditSettings
+from thurl.editing.evaluate import EditGroup, Evaluator, averages
+from thurl.editing.groups import Read
 from thurl.editing.hypernetwork import MaskHypernetwork
-from thurl.editing.masks import (
-    FixedMask,
-    GradientMask,
-    HybridMask,
-    MaskSource,
-    RandomMask,
-    binarise,
-    mean_scores,
-)
+from thurl.editing.manifest import load_benchmark, read_manifest
 from thurl.editing.meta_training import LearnedMask
 
 
-__all__ = ["edit_digits"]
+__all__ = ["Failures", "benchmark_failures", "digit_failures", "edit_failures"]
 
 logger = logging.getLogger(__name__)
-_PERCENT = 100.0
 
 
-def edit_digits(
-    hypernetwork: MaskHypernetwork, classifier: Classifier, digits: Digits, section: Any, *, seed: int
+@dataclass(frozen=True, eq=False)
+class Failures:
+    """What is edited and what should stay, as `thurl.editing.evaluate.Evaluator` takes it.
+
+    Args:
+        groups: failures.
+        unrelated: set -> pictures whose predictions should stay.
+        validation: pictures and their classes.
+    """
+
+    groups: list[EditGroup]
+    unrelated: Mapping[str, torch.Tensor]
+    validation: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def digit_failures(classifier: Classifier, digits: Digits) -> Failures:
+    """Shifted test pictures that the classifier gets wrong, the largest group of each shift; a third of those without
+    a shift tell what else changes."""
+    groups = [
+        EditGroup(f"{group.shift} {group.true} as {group.predicted}", group.true, group.pictures)
+        for group in failure_groups(classifier, digits, largest=20, per_shift=1)
+    ]
+    return Failures(groups, {}, (digits.test[::3], digits.test_labels[::3]))
+
+
+def benchmark_failures(classifier: Classifier, manifest: str, pictures: str, read: Read) -> Failures:
+    """Those of a manifest, as `thurl edit manifest` writes it.
+
+    Args:
+        classifier: the base model of the manifest.
+        manifest: its file.
+        pictures: folder that its paths are relative to.
+        read: preprocessing of the classifier.
+
+    Raises:
+        DataError: no such file, or pictures that are missing or have changed.
+        UsageError: the manifest of another base model.
+    """
+    groups, stay = load_benchmark(read_manifest(manifest), classifier, Path(pictures), read)
+    return Failures(groups, {"sensitive": stay})
+
+
+def edit_failures(
+    hypernetwork: MaskHypernetwork, classifier: Classifier, failures: Failures, section: Any, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Mean over the edits, for each mask and density.
+    """Means over groups of means over edits, for each editor and setting.
 
     Args:
         hypernetwork: trained for the classifier.
-        classifier: of the digits.
-        digits: its pictures.
+        classifier: the base model.
+        failures: of the classifier.
         section: `thurl.recipe.edit_vit.EditEvaluationSection`.
-        seed: of the random masks; each edit has another one.
+        seed: of random masks.
 
     Returns:
-        `mask`, `density`, `edits`, and `success`, `generality` and `locality` in percent; nothing where the model has
-        no group of failures.
+        `editor`, `setting`, `groups`, `edits`, and the numbers of `thurl.editing.evaluate.EditRow`, those that are
+        defined; nothing where there is no group of failures.
     """
-    groups = failure_groups(classifier, digits)
-    if not groups:
+    if not failures.groups:
         logger.warning("The classifier has no group of twelve failures of one kind; nothing is edited")
         return []
-    chosen = [groups[number % len(groups)] for number in range(section.edits)]
-    places = [number // len(groups) for number in range(section.edits)]
-    with torch.no_grad():
-        plain = classifier.logits(digits.test).argmax(dim=-1)
-    kept = digits.test[plain == digits.test_labels]
-    hypernetwork.eval()
     settings = EditSettings(rate=section.rate, max_steps=section.max_steps, stop_loss=section.stop_loss)
-    rows = []
-    for name in section.masks:
-        scores = []
-        for number, (group, place) in enumerate(zip(chosen, places, strict=True)):
-            source = _source(name, hypernetwork, classifier, group, seed * 10_007 + number)
-            scores.append(source.scores(classifier, _picture(group, place), torch.tensor([group.true])))
-        for density in section.densities:
-            found = [
-                _one(classifier, group, place, binarise(soft, density), settings, kept)
-                for group, place, soft in zip(chosen, places, scores, strict=True)
-            ]
-            means = {key: sum(one[key] for one in found) / len(found) for key in found[0]}
-            rows.append({"mask": name, "density": density, "edits": len(found), **means})
-    return rows
-
-
-def _source(
-    name: str, hypernetwork: MaskHypernetwork, classifier: Classifier, group: FailureGroup, seed: int
-) -> MaskSource:
-    learned = LearnedMask(hypernetwork)
-    if name == "mean":
-        return FixedMask(mean_scores(learned, classifier, _batches(group)))
-    kinds: Mapping[str, MaskSource] = {
-        "learned": learned,
-        "grad": GradientMask(),
-        "random": RandomMask(seed),
-        "hybrid": HybridMask((learned, GradientMask())),
-    }
-    return kinds[name]
-
-
-def _batches(group: FailureGroup) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    yield group.pictures, torch.full((len(group.pictures),), group.true)
-
-
-def _picture(group: FailureGroup, place: int) -> torch.Tensor:
-    place %= len(group.pictures)
-    return group.pictures[place : place + 1]
-
-
-def _one(
-    classifier: Classifier,
-    group: FailureGroup,
-    place: int,
-    mask: torch.Tensor,
-    settings: EditSettings,
-    kept: torch.Tensor,
-) -> dict[str, float]:
-    picture, place = _picture(group, place), place % len(group.pictures)
-    done = edit(classifier, picture, torch.tensor([group.true]), mask, settings)
-    others = torch.cat([group.pictures[:place], group.pictures[place + 1 :]])
-    layer = classifier.first_layer
-    weights = edited_weights(classifier.model, done.delta)
-    with torch.no_grad():
-        hidden, intact = classifier.prefix(others, layer), classifier.prefix(kept, layer)
-        right = classifier.suffix(hidden, layer, weights).argmax(dim=-1) == group.true
-        before = classifier.suffix(intact, layer).argmax(dim=-1)
-        same = classifier.suffix(intact, layer, weights).argmax(dim=-1) == before
-    return {
-        "success": _PERCENT * float(done.success),
-        "generality": _PERCENT * float(right.float().mean()),
-        "locality": _PERCENT * float(same.float().mean()),
-    }
+    plan = Comparison(tuple(section.editors), settings, tuple(section.densities), seed=seed)
+    evaluator = Evaluator(classifier, failures.groups, failures.unrelated, failures.validation)
+    found = []
+    for (editor, setting), run in plan.runs(LearnedMask(hypernetwork)).items():
+        rows = run(evaluator, section.edits)
+        means = {name: value.mean for name, value in averages(rows, seed=seed).items() if not math.isnan(value.mean)}
+        found.append(
+            {"editor": editor, "setting": setting, "groups": len(failures.groups), "edits": len(rows), **means}
+        )
+    return found

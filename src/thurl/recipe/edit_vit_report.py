@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
-from thurl.training.page import draw_curves, figure, section, text_table, write_page
+from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
 from thurl.training.results import plain, write_results
 from thurl.training.timing import phase_rows
 
@@ -14,7 +15,8 @@ from thurl.training.timing import phase_rows
 __all__ = ["edit_rows", "run_record", "write_report"]
 
 _TERMS = ("bce", "pseudo_kl_unedited", "pseudo_kl_edited", "label_density", "soft_density")
-_TITLE = "Edits of failing digits"
+_TITLE = "Edits of failing pictures"
+_SHOWN = ("SR", "GR", "LR_sensitive", "LR_right", "accuracy_drop", "ECE_rise", "steps")
 
 
 def write_report(
@@ -43,7 +45,7 @@ def write_report(
 
 
 def run_record(trainer: Any, edits: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """One record of a results file: first and last logged value of each term, `edits` of `edit_digits`, and costs."""
+    """One record of a results file: first and last value of each term, `edits` of `edit_failures`, and costs."""
     log = trainer.state.log_history
     terms = {}
     for name in _TERMS:
@@ -63,14 +65,15 @@ def run_record(trainer: Any, edits: Sequence[Mapping[str, Any]], seconds: Mappin
 
 
 def edit_rows(edits: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Headings and one row per mask and density; nothing without edits."""
+    """Headings and one row per editor and setting; nothing without edits."""
     if not edits:
         return []
-    names = ("success", "generality", "locality")
-    rows = [["mask", "density (sparsity)", "edits", *(f"{name} %" for name in names)]]
+    shown = [name for name in _SHOWN if any(name in row for row in edits)]
+    rows = [["editor", "setting", "edits", *shown]]
     for row in edits:
-        density = f"{row['density']:g} ({1 - row['density']:g})"
-        rows.append([row["mask"], density, str(row["edits"]), *(f"{row[name]:.1f}" for name in names)])
+        rows.append(
+            [row["editor"], row["setting"], str(row["edits"]), *(number(row.get(name, math.nan), 1) for name in shown)]
+        )
     return rows
 
 
@@ -113,8 +116,8 @@ def _points(log: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], l
 
 
 _CAPTION = (
-    "<p class='caption'>Means over edits of one picture each. Success: the picture is right. Generality: the other "
-    "failures of its group that are right. Locality: unshifted test pictures, right before, whose answer stays. "
-    "Learned masks need meta-training, gradient masks the label alone, random masks nothing.</p>"
+    "<p class='caption'>In percent, means over groups of edits of one picture each. SR: the picture is right. GR: the "
+    "other failures of its group that are right. LR: unrelated pictures whose answer stays, sensitive ones with a "
+    "small margin, right ones of a validation set. Settings of masks are densities.</p>"
 )
 _CURVES = "Thin: every entry; thick: running mean (curves of more than 25 points)."

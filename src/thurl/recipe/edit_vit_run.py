@@ -19,19 +19,20 @@ from thurl.editing.classifier import Classifier, as_classifier
 from thurl.editing.classifier_files import load_classifier
 from thurl.editing.cutmix import CutMixSettings
 from thurl.editing.digits import Digits, load_digit_pictures, pretrain_digits
+from thurl.editing.groups import Read
 from thurl.editing.meta_data import PictureTensors, RandomCrops
 from thurl.editing.meta_step import SearchSettings
 from thurl.editing.meta_training import MetaSettings, MetaTrainer, hypernetwork_for
 from thurl.editing.units import resolve_ffn
 from thurl.recipe.edit_vit import EditViTRecipe
-from thurl.recipe.edit_vit_edits import edit_digits
+from thurl.recipe.edit_vit_edits import Failures, benchmark_failures, digit_failures, edit_failures
 from thurl.recipe.edit_vit_report import write_report
 from thurl.training.method_trainer import MethodTrainer
 from thurl.training.model_card import MethodCard
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
 
-__all__ = ["Base", "build_trainer", "load_base", "meta_settings", "run"]
+__all__ = ["Base", "build_trainer", "load_base", "load_failures", "meta_settings", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,14 @@ _LOG_FIELDS = {
 
 @dataclass(frozen=True)
 class Base:
-    """The classifier of a recipe and the pictures to learn from; `digits` where it was trained on them."""
+    """The classifier of a recipe and the pictures to learn from; `digits` where it was trained on them, `read`
+    makes its inputs of pictures otherwise."""
 
     classifier: Classifier
     name: str
     pictures: Dataset[dict[str, torch.Tensor]]
     digits: Digits | None = None
+    read: Read | None = None
 
 
 def run(recipe: EditViTRecipe, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def run(recipe: EditViTRecipe, *, recipe_path: str, overrides: Sequence[str] = (
     args = TrainingArguments(**{"remove_unused_columns": False, "dataloader_drop_last": True, **recipe.training})
     base = load_base(recipe, args.seed)
     trainer = build_trainer(recipe, args, base)
+    # Before hours of training: a manifest of another model is refused at once.
+    failures = load_failures(recipe, base) if PartialState().is_main_process else None
     quiet_trainer(trainer)
     trainer.add_callback(ProgressLines(_LOG_FIELDS))
     began = time.perf_counter()
@@ -81,8 +86,8 @@ def run(recipe: EditViTRecipe, *, recipe_path: str, overrides: Sequence[str] = (
     if not PartialState().is_main_process:
         return {"seed": args.seed}
     edits = []
-    if recipe.evaluation is not None and base.digits is not None:
-        edits = edit_digits(trainer.model, base.classifier, base.digits, recipe.evaluation, seed=args.seed)
+    if recipe.evaluation is not None and failures is not None:
+        edits = edit_failures(trainer.model, base.classifier, failures, recipe.evaluation, seed=args.seed)
     seconds = {"base": began - started, "training": ended - began, "editing": time.perf_counter() - ended}
     seconds["total"] = time.perf_counter() - started
     return write_report(recipe, trainer, edits, seconds, recipe_path, overrides)
@@ -112,7 +117,22 @@ def load_base(recipe: EditViTRecipe, seed: int) -> Base:
         scale=data.scale,
         seed=seed if data.seed is None else data.seed,
     )
-    return Base(_with_layers(found.classifier, section.layers), section.name_or_path, crops)
+    return Base(_with_layers(found.classifier, section.layers), section.name_or_path, crops, read=found.read)
+
+
+def load_failures(recipe: EditViTRecipe, base: Base) -> Failures | None:
+    """What the section `evaluation` edits; nothing without one.
+
+    Raises:
+        ThurlError: a manifest that does not belong to the model, or pictures that have changed.
+    """
+    section = recipe.evaluation
+    if section is None:
+        return None
+    if base.digits is not None:
+        return digit_failures(base.classifier, base.digits)
+    assert base.read is not None and section.manifest is not None and section.pictures is not None
+    return benchmark_failures(base.classifier, section.manifest, section.pictures, base.read)
 
 
 def meta_settings(recipe: EditViTRecipe) -> MetaSettings:

@@ -35,6 +35,7 @@ __all__ = [
     "figure",
     "gallery",
     "number",
+    "plot_png",
     "plot_text",
     "section",
     "text_table",
@@ -182,12 +183,17 @@ def card(name: str, numbers: str, *, image: Image | None = None, alt: str = "pic
 
 def figure(drawing: Any, alt: str, caption: str) -> str:
     """A matplotlib figure inside the page."""
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=200)
     return (
-        f"<figure class='plot'><img alt='{escape(alt)}' src='{_data_uri(buffer.getvalue())}'>"
+        f"<figure class='plot'><img alt='{escape(alt)}' src='{_data_uri(plot_png(drawing))}'>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def plot_png(drawing: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
 
 
 def _png(image: Image) -> str:
