@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from timm.models import save_for_hf
-from transformers import CLIPModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
-from typer.testing import CliRunner
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from thurl.cli import app
 from thurl.data.images import open_image
 from thurl.editing.classifier_files import load_classifier
 from thurl.editing.delta_files import load_delta
@@ -22,76 +17,29 @@ from thurl.editing.hypernetwork import MaskHypernetwork, MaskHypernetworkConfig
 from thurl.errors import UsageError
 from thurl.training.fingerprint import fingerprint
 
-from ..continual.tiny_encoders import WIDE, save_encoder, timm_vit
+from ...continual.tiny_encoders import WIDE, save_encoder
+from .edit_files import (
+    FAST,
+    NAMES,
+    edited,
+    invoke,
+    loaded,
+    options,
+    scaled,
+    tmp_path_with,
+    wrong_class,
+    wrong_class_in,
+)
 
 
-NAMES = ["ant", "bee", "cat", "dog", "eel"]
-FAST = ["--rate", "1e-3", "--device", "cpu"]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, ["edit", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
-
-
-def scaled(model):
-    """Weights of the scale of a trained model, so that pictures differ and an edit can succeed."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("edit")
-    generator = np.random.default_rng(0)
-    (root / "others").mkdir()
-    for index in range(12):
-        pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / (f"{index}.png" if index < 4 else f"others/{index}.png"))
-    torch.manual_seed(0)
-    save_for_hf(scaled(timm_vit()), root / "timm", safe_serialization=True, model_config={"label_names": NAMES})
-    config = ViTConfig(**WIDE, id2label=dict(enumerate(NAMES)), label2id={name: i for i, name in enumerate(NAMES)})
-    scaled(ViTForImageClassification(config)).save_pretrained(root / "vit")
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(root / "vit")
-    save_encoder("clip", root / "clip")
-    scaled(CLIPModel.from_pretrained(root / "clip")).save_pretrained(root / "clip")
-    (root / "names.txt").write_text("red bird\nblue sign\ngreen drawing\n")
-    return root
-
-
-def options(place, kind):
-    return ["--model", place / kind, *(["--classes", place / "names.txt"] if kind == "clip" else [])]
-
-
-def loaded(place, kind):
-    return load_classifier(str(place / kind), (place / "names.txt").read_text().splitlines() if kind == "clip" else ())
-
-
-def wrong_class(place, kind, image):
-    """The class the model finds least likely, and the one it says."""
-    it = loaded(place, kind)
-    with torch.no_grad():
-        logits = it.classifier.logits(it.preprocessing.scaled(it.preprocessing(open_image(place / image))[None]))
-    return int(logits.argmin()), int(logits.argmax())
-
-
-def edited(place, kind, output, *more, image="0.png"):
-    label = wrong_class(place, kind, image)[0]
-    done = invoke("run", *options(place, kind), "--image", place / image, "--label", label, "--output", output,
-                  "--density", 0.2, *FAST, "--json", *more)  # fmt: skip
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
+@pytest.mark.parametrize("kind", ["timm", "vit", "deit", "dinov2", "clip"])
 def test_an_edit_is_exported_and_reverted_bit_by_bit(place, kind, tmp_path):
     before = fingerprint(loaded(place, kind).classifier.model)
     target, said = wrong_class(place, kind, "0.png")
     document = edited(place, kind, tmp_path / "e.safetensors", "--locality", place / "others", "--report",
                       tmp_path / "e.html")  # fmt: skip
     names = loaded(place, kind).names
+    assert {unit["unit"].partition(".")[2] for unit in document["units"]} == {"fc1", "fc2"}
     (picture,) = document["pictures"]
     assert picture["before"]["class"] == f"{said} ({names[said]})"
     assert picture["after"]["class"] == picture["label"] == f"{target} ({names[target]})"
@@ -108,20 +56,6 @@ def test_an_edit_is_exported_and_reverted_bit_by_bit(place, kind, tmp_path):
     assert done.exit_code == 0 and json.loads(done.stdout)["is_base"], done.output
     base, back = (load_file(folder / "model.safetensors") for folder in (place / kind, tmp_path / "back"))
     assert base.keys() == back.keys() and all(torch.equal(base[name], back[name]) for name in base)
-
-
-def tmp_path_with(tmp_path, place):
-    (tmp_path / "names.txt").write_text((place / "names.txt").read_text())
-    return tmp_path
-
-
-def wrong_class_in(tmp_path, place, kind):
-    """What the exported model says of the edited picture."""
-    it = loaded(tmp_path_with(tmp_path, place), kind)
-    with torch.no_grad():
-        return int(
-            it.classifier.logits(it.preprocessing.scaled(it.preprocessing(open_image(place / "0.png"))[None])).argmax()
-        )
 
 
 def test_zero_shot_logits_are_those_of_clip(place):
@@ -185,6 +119,62 @@ def test_pictures_are_protected(place, tmp_path):
     assert done.exit_code == 2 and "no direction is left" in done.output, done.output
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_projections_of_attention_are_edited(place, kind, tmp_path):
+    document = edited(place, kind, tmp_path / "a.safetensors", "--units", "attention", "--layers", "1")
+    assert [unit["unit"] for unit in document["units"]] == ["layer1.attn_out"]
+    done = invoke("export", tmp_path / "a.safetensors", *options(place, kind), "--output", tmp_path / kind)
+    assert done.exit_code == 0, done.output
+    base, new = (load_file(folder / "model.safetensors") for folder in (place / kind, tmp_path / kind))
+    (changed,) = [name for name in base if not torch.equal(base[name], new[name])]
+    columns = (base[changed] != new[changed]).any(dim=0).nonzero().flatten().tolist()
+    assert columns == document["units"][0]["neurons"] and "1" in changed
+    assert wrong_class_in(tmp_path, place, kind) == wrong_class(place, kind, "0.png")[0]
+
+
+def test_half_precision_files_are_smaller_and_say_what_was_rounded(place, tmp_path):
+    whole = edited(place, "vit", tmp_path / "whole.safetensors")
+    half = edited(place, "vit", tmp_path / "half.safetensors", "--float16")
+    bare = edited(place, "vit", tmp_path / "bare.safetensors", "--float16", "--no-originals")
+    assert whole["rounding"] == 0 < half["rounding"] == bare["rounding"] < 1e-3
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half", "bare")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    for name in ("half", "bare"):
+        output = tmp_path / name / "vit"
+        done = invoke("export", tmp_path / f"{name}.safetensors", *options(place, "vit"), "--output", output)
+        assert done.exit_code == 0, done.output
+        assert wrong_class_in(tmp_path / name, place, "vit") == wrong_class(place, "vit", "0.png")[0]
+    # What replaced weights are needed for is refused without them.
+    arguments = ["--model", tmp_path / "half" / "vit", "--output", tmp_path / "back"]
+    done = invoke("revert", tmp_path / "bare.safetensors", *arguments)
+    assert done.exit_code == 3 and "no original weights" in done.output
+    done = invoke("revert", tmp_path / "half.safetensors", *arguments, "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["is_base"], done.output
+
+
+def test_several_pictures_with_labels_of_their_own(place, tmp_path):
+    targets = [wrong_class(place, "vit", f"{index}.png")[0] for index in range(2)]
+    images = [part for index in range(2) for part in ("-i", place / f"{index}.png", "-l", targets[index])]
+    done = invoke("run", "--model", place / "vit", *images, "-o", tmp_path / "t.safetensors", "--density", 0.3,
+                  "--optimizer", "adam", "--stop-loss", 0.5, "--max-steps", 300, *FAST, "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert [picture["after"]["class"] for picture in document["pictures"]] == [f"{t} ({NAMES[t]})" for t in targets]
+    assert load_delta(tmp_path / "t.safetensors").history[0]["settings"]["optimizer"] == "adam"
+
+
+def test_the_prompt_of_a_zero_shot_classifier(place, tmp_path):
+    label = wrong_class(place, "clip", "0.png")[0]
+    found = []
+    for name, prompt in (("default", []), ("short", ["--prompt-template", "the {}"])):
+        done = invoke("run", *options(place, "clip"), "-i", place / "0.png", "-l", label, "-o",
+                      tmp_path / f"{name}.safetensors", "--density", 0.2, *FAST, *prompt, "--json")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        found.append(json.loads(done.stdout))
+    before = [document["pictures"][0]["before"]["label_probability"] for document in found]
+    assert before[0] != before[1] and found[0]["base"] == found[1]["base"]
+
+
 def test_a_budget_that_no_mask_keeps_writes_nothing(place, tmp_path):
     label = wrong_class(place, "vit", "0.png")[0]
     done = invoke("run", "--model", place / "vit", "-i", place / "0.png", "-l", label, "-o",
@@ -243,6 +233,8 @@ def test_everything_that_is_wrong_is_said_at_once(place, tmp_path):
     [
         (["--mask", "grads"], 2, "did you mean `grad`"),
         (["--mask", "learned"], 2, "--hypernetwork goes with"),
+        (["--units", "attentions"], 2, "did you mean `attention`"),
+        (["--layers", "1,a"], 2, "must be numbers of layers"),
         (["--mask", "learned", "--hypernetwork", "nowhere"], 3, "nowhere: no model"),
         (["--mask", "learned", "--hypernetwork", "vit"], 2, "not the hypernetwork"),
         (["--min-locality", "0.9"], 2, "need --locality"),
@@ -279,7 +271,7 @@ def test_names_of_labels(place):
 
 
 def test_released_files_are_converted(place, tmp_path):
-    golden = Path(__file__).parents[1] / "golden"
+    golden = Path(__file__).parents[2] / "golden"
     done = invoke("convert", golden / "vitedit_tiny_vit_weights.safetensors", "--heads", 3, "--output", tmp_path / "v")
     assert done.exit_code == 0, done.output
     io = load_file(golden / "vitedit_tiny_io.safetensors")
@@ -291,27 +283,3 @@ def test_released_files_are_converted(place, tmp_path):
     assert done.exit_code == 0, done.output
     network = MaskHypernetwork.from_pretrained(tmp_path / "h", base_fingerprint=classifier.fingerprint())
     assert network.config.units == ["layer7.fc1", "layer7.fc2", "layer8.fc1", "layer8.fc2", "layer9.fc1", "layer9.fc2"]
-
-
-def test_a_benchmark_out_of_a_folder(place, tmp_path):
-    it = loaded(place, "vit")
-    for index in range(12):
-        source = place / f"{index}.png" if index < 4 else place / "others" / f"{index}.png"
-        pixels = it.preprocessing.scaled(it.preprocessing(open_image(source))[None])
-        said = int(it.classifier.logits(pixels).argmax())
-        # Odd pictures are right, even ones are called by the next class.
-        name = NAMES[said if index % 2 else (said + 1) % 5]
-        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name / f"{index}.png").write_bytes(source.read_bytes())
-    arguments = [tmp_path / "data", "--model", place / "vit", "--smallest", 1, "--threshold", 1, "--edits", 1,
-                 "--editor", "grad", "--editor", "full", "--density", 0.1, *FAST]  # fmt: skip
-    done = invoke("benchmark", *arguments, "--output", tmp_path / "out", "--json")
-    assert done.exit_code == 0, done.output
-    summary = json.loads(done.stdout)
-    assert [(one["method"], one["setting"]) for one in summary["methods"]] == [("grad", "0.1"), ("full", "all")]
-    assert all(one["SR"]["mean"] == 100 for one in summary["methods"])
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["base"] == it.classifier.fingerprint() and len(manifest["groups"]) == summary["groups"]
-    assert sum(len(group["files"]) for group in manifest["groups"]) == len(manifest["locality"]) == 6
-    done = invoke("benchmark", *arguments, "--output", tmp_path / "out", "--editor", "gard")
-    assert done.exit_code == 2 and "did you mean `grad`" in done.output and "something already" in done.output
