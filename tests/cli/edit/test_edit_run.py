@@ -119,6 +119,18 @@ def test_pictures_are_protected(place, tmp_path):
     assert done.exit_code == 2 and "no direction is left" in done.output, done.output
 
 
+def test_the_density_is_a_mean_over_pictures(place, tmp_path):
+    kinds = {}
+    for index in range(4):
+        label = wrong_class(place, "vit", f"{index}.png")[0]
+        done = invoke("run", "--model", place / "vit", "-i", place / f"{index}.png", "-l", label, "-o",
+                      tmp_path / f"{index}.safetensors", "--density", 0.3, "--density-over", place / "others", *FAST,
+                      "--json")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        kinds[index] = json.loads(done.stdout)["density"]
+    assert len(set(kinds.values())) > 1 and all(0 < density < 1 for density in kinds.values())
+
+
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 def test_projections_of_attention_are_edited(place, kind, tmp_path):
     document = edited(place, kind, tmp_path / "a.safetensors", "--units", "attention", "--layers", "1")
@@ -233,6 +245,8 @@ def test_everything_that_is_wrong_is_said_at_once(place, tmp_path):
     [
         (["--mask", "grads"], 2, "did you mean `grad`"),
         (["--mask", "learned"], 2, "--hypernetwork goes with"),
+        (["--mask", "random", "--density-over", "others"], 2, "scores all pictures alike"),
+        (["--locality", "others", "--min-locality", "0.9", "--density-over", "others"], 2, "looks for the density"),
         (["--units", "attentions"], 2, "did you mean `attention`"),
         (["--layers", "1,a"], 2, "must be numbers of layers"),
         (["--mask", "learned", "--hypernetwork", "nowhere"], 3, "nowhere: no model"),

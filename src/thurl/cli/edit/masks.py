@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    import torch
+
     from thurl.editing.classifier_files import LoadedClassifier
     from thurl.editing.masks import MaskSource
     from thurl.editing.meta_training import LearnedMask
 
-__all__ = ["MASKS", "learned_mask", "source_of"]
+__all__ = ["MASKS", "learned_mask", "predicted_batches", "source_of"]
 
 MASKS = ("grad", "random", "mean", "learned", "hybrid")
 
@@ -46,9 +48,15 @@ def source_of(
         return HybridMask((learned, GradientMask()))
     if mean_over is None:
         return learned
+    pairs = predicted_batches(mean_over, loaded, classifier, batch_size, device)
+    return FixedMask(mean_scores(learned, classifier, pairs))
+
+
+def predicted_batches(
+    folder: Path, loaded: LoadedClassifier, classifier: Any, batch_size: int, device: str
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pictures without labels with what the model says of them, which stands for the labels."""
     from thurl.editing.edit_inputs import folder_batches
 
-    _, batches = folder_batches(mean_over, loaded.preprocessing, batch_size, device)
-    # A network that reads gradients takes what the model says of these pictures, which have no labels.
-    pairs = [(batch, classifier.logits(batch).argmax(dim=-1).detach()) for batch in batches]
-    return FixedMask(mean_scores(learned, classifier, pairs))
+    _, batches = folder_batches(folder, loaded.preprocessing, batch_size, device)
+    return [(batch, classifier.logits(batch).argmax(dim=-1).detach()) for batch in batches]

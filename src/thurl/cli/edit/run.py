@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from thurl.cli.devices import usable_device
-from thurl.cli.edit.masks import MASKS, source_of
+from thurl.cli.edit.masks import MASKS, predicted_batches, source_of
 from thurl.cli.edit.options import (
     Classes,
     Debug,
@@ -54,6 +54,10 @@ def run(
         float | None,
         typer.Option("--density", help="Neurons to edit, 0.05; with --min-locality at most, 1."),
     ] = None,
+    density_over: Annotated[
+        Path | None,
+        typer.Option("--density-over", help="Folder: --density is the mean over its pictures, more neurons for some."),
+    ] = None,
     layers: Layers = None,
     units: Units = "ffn",
     rate: Rate = 2e-5,
@@ -91,7 +95,9 @@ def run(
 
     Exit code 1 when the edit does not succeed: the file is not written then.
     """
-    _check_run(mask, hypernetwork, mean_over, locality, min_locality, protect, units, output, report, overwrite)
+    _check_run(
+        mask, hypernetwork, mean_over, density_over, locality, min_locality, protect, units, output, report, overwrite
+    )
     chosen = layers_of(layers)
     from thurl.editing.edit import EditSettings
 
@@ -106,15 +112,15 @@ def run(
     from thurl.editing.masks import binarise
     from thurl.editing.protection import protect as protection_of
     from thurl.editing.search import Locality, densest_within
+    from thurl.editing.thresholds import above, common_threshold
 
     loaded = open_classifier(model, classes, template)
     pixel_values, labels = read_failures(loaded, image, label)
     where = usable_device(device)
     classifier = loaded.classifier.with_units(units_of(loaded, chosen, units)).to(where)
     pixel_values, labels = pixel_values.to(where), labels.to(where)
-    soft = source_of(mask, hypernetwork, mean_over, seed, loaded, classifier, where, batch_size, force).scores(
-        classifier, pixel_values, labels
-    )
+    source = source_of(mask, hypernetwork, mean_over, seed, loaded, classifier, where, batch_size, force)
+    soft = source.scores(classifier, pixel_values, labels)
     with torch.no_grad():
         before = classifier.logits(pixel_values).cpu()
     kept, files, batches = None, [], []
@@ -137,7 +143,12 @@ def run(
             )
         made = found.best.edit
     else:
-        binary = binarise(soft, 0.05 if density is None else density)
+        share = 0.05 if density is None else density
+        if density_over is None:
+            binary = binarise(soft, share)
+        else:
+            pairs = predicted_batches(density_over, loaded, classifier, batch_size, where)
+            binary = above(soft, common_threshold(source, classifier, pairs, share))
         guard = None if protect is None else protection_of(classifier, batches, binary, protect)
         made = make_edit(classifier, pixel_values, labels, binary, settings, protection=guard)
     document = {"model": model, "mask": mask, **describe_edit(loaded, image, labels.cpu(), before, made)}
@@ -162,6 +173,7 @@ def _check_run(
     mask: str,
     hypernetwork: Path | None,
     mean_over: Path | None,
+    density_over: Path | None,
     locality: Path | None,
     min_locality: float | None,
     protect: float | None,
@@ -180,6 +192,10 @@ def _check_run(
     problems += check_units(units)
     if locality is None and (min_locality is not None or protect is not None):
         problems.append("--min-locality and --protect need --locality, the pictures whose predictions should stay")
+    if density_over is not None and min_locality is not None:
+        problems.append("--density-over does not go with --min-locality, which looks for the density itself")
+    if density_over is not None and mask in ("mean", "random"):
+        problems.append(f"--density-over: --mask {mask} scores all pictures alike; give --density alone")
     if min_locality is not None and protect is not None:
         problems.append("--protect does not go with --min-locality; give a --density")
     if min_locality is not None and not 0 <= min_locality <= 1:
