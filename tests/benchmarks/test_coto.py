@@ -104,9 +104,9 @@ def test_a_finished_run_is_not_made_again_and_an_unfinished_one_is(tmp_path, mon
     monkeypatch.setitem(training.PRETRAIN, "steps", 2)
     made = []
     store = training.Store(tmp_path, say=made.append)
-    setting = training.Setting(method="coto", steps=60, shots=40)
+    setting = training.Setting(method="coto", steps=20, shots=40)
     first, record = store.adapter(setting, 3)
-    assert made == ["base-3", "adapters/coto_60_lr0.005_shots40/rotated-3-0"] and record["cpu_seconds"] > 0
+    assert made == ["base-3", "adapters/coto_20_lr0.005_shots40/rotated-3-0"] and record["cpu_seconds"] > 0
     assert record["setting"]["shots"] == 40
     again, same = training.Store(tmp_path, read_only=True).adapter(setting, 3)
     assert same == record and len(made) == 2
@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_made_again_and_an_unfinished_one_is(tmp_path, mon
     third, _ = store.adapter(setting, 3)
     assert len(made) == 3 and all(torch.equal(first.modules[p].b, third.modules[p].b) for p in paths)
     other, _ = store.adapter(replace(setting, layers="high late"), 3)
-    assert made[-1] == "adapters/coto_60_lr0.005_shots40_layershigh-late/rotated-3-0"
+    assert made[-1] == "adapters/coto_20_lr0.005_shots40_layershigh-late/rotated-3-0"
     assert not torch.equal(other.modules[paths[0]].b, third.modules[paths[0]].b)
 
 

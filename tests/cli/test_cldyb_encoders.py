@@ -76,6 +76,7 @@ def test_two_processes_find_what_one_finds(place, once, tmp_path):
     assert without_times(two) == one
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(place, once, tmp_path):
     options = ["--pool", str(place / "pool.jsonl"), "--encoder", str(place / "timm"), "--cache", str(tmp_path),
                "-o", str(tmp_path / "killed.json")]  # fmt: skip

@@ -84,9 +84,17 @@ def test_caching_changes_no_sequence(found, memory, on_disk, tmp_path):
         assert third.tasks == found.tasks and third.cost.trained == 0
 
 
+def _shared_in_worker() -> bool:
+    context = evaluator_module._worker["context"]
+    return any(value.is_shared() for value in context.learners[-1].encoder.parameters())
+
+
 def test_two_processes_find_what_one_does(found):
     with Evaluator(pool(), learners(), seed=1, workers=2) as evaluator:
         again = search_sequence(evaluator, SMALL)
+        # torch moves tensors that are sent to another process into memory of both; two would step on one module.
+        assert not any(value.is_shared() for value in evaluator.learners[-1].encoder.parameters())
+        assert not evaluator._pool.submit(_shared_in_worker).result()
         # The states come out of the processes bit for bit.
         for index, learner in enumerate(evaluator.learners):
             state = start(learner, evaluator.data, 1000)
@@ -94,19 +102,6 @@ def test_two_processes_find_what_one_does(found):
                 state = learn_task(learner, state, evaluator.data.task(task), 1000 + position)
             assert state_hash(evaluator.state(again.tasks, index)) == state_hash(state)
     assert (again.tasks, again.rewards, again.accuracies) == (found.tasks, found.rewards, found.accuracies)
-
-
-def _shared_in_worker() -> bool:
-    context = evaluator_module._worker["context"]
-    return any(value.is_shared() for value in context.learners[-1].encoder.parameters())
-
-
-def test_no_two_processes_train_the_same_memory():
-    # torch moves tensors that are sent to another process into memory of both: two workers would step on one module.
-    with Evaluator(pool(), learners()[-1:], seed=1, workers=2) as evaluator:
-        evaluator.evaluate([((0, 1),), ((2, 3),)])
-        assert not any(value.is_shared() for value in evaluator.learners[-1].encoder.parameters())
-        assert not evaluator._pool.submit(_shared_in_worker).result()
 
 
 def test_another_seed_is_another_search(found):

@@ -163,6 +163,7 @@ def test_again_nothing_is_trained(whole):
     assert again["cost"]["trained"] == 0 and _same(again) == _same(record)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
 def test_killed_it_goes_on_with_two_processes_to_the_same_sequence(whole, tmp_path):

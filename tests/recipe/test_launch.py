@@ -157,25 +157,24 @@ def test_python_runs_an_executable_recipe(recipe):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("config", [[], ["--config_file", RECIPES.parent / "accelerate_configs" / "cpu.yaml"]])
-def test_accelerate_runs_an_executable_recipe(recipe, config):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *config]
+def test_accelerate_runs_an_executable_recipe(recipe):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     done = start(*launcher, recipe, "training.seed=7", "--validate-only")
     assert done.returncode == 0, done.stderr
     assert "valid (visualquality_r1)" in done.stdout
-    done = start(*launcher, recipe, "training.sed=7")
+    config = RECIPES.parent / "accelerate_configs" / "cpu.yaml"
+    done = start(*launcher, "--config_file", config, recipe, "training.sed=7")
     assert done.returncode != 0 and "did you mean `seed`?" in done.stderr
 
 
 @pytest.mark.distributed
 def test_torchrun_runs_an_executable_recipe(recipe):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = start(*launcher, recipe, "--validate-only")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("valid (visualquality_r1)") == 1  # one process speaks
     # 9 rows x 2 processes divide into pairs and blocks of 3: the number of processes is taken into account.
     both = ["training.per_device_train_batch_size=9", "sampler.block_size=3"]
-    assert start(*launcher, recipe, *both, "--validate-only").returncode == 0
+    done = start(*launcher, recipe, *both, "--validate-only")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("valid (visualquality_r1)") == 1  # one process speaks
     assert start(sys.executable, recipe, *both, "--validate-only").returncode == 2
     wrong = start(*launcher, recipe, "training.sed=7")
     assert wrong.returncode != 0 and wrong.stderr.count("did you mean `seed`?") == 1

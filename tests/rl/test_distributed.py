@@ -1,5 +1,6 @@
 """One process and two give the same rewards, advantages and weights (spec, section 9.3), through the real launcher."""
 
+import functools
 import json
 import os
 import shutil
@@ -26,6 +27,12 @@ def folder(tiny_folder, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def two_processes(folder):
+    """The runs of two processes without prefix sharing, which both tests compare with, each made once."""
+    return functools.cache(lambda rows, block_size: _run(folder, f"two{rows}", 2, rows, block_size))
+
+
 def _run(folder, name, world_size, rows, block_size, prefix_sharing="off"):
     output = folder / name
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
@@ -50,9 +57,9 @@ def _run(folder, name, world_size, rows, block_size, prefix_sharing="off"):
     [(16, 4), (6, 3)],  # K = 4: with 6 rows per device the middle group is split over the two processes
     ids=["whole_groups", "split_groups"],
 )
-def test_two_processes_equal_one(folder, rows, block_size):
+def test_two_processes_equal_one(folder, two_processes, rows, block_size):
     (one,), weights_one = _run(folder, f"one{rows}", 1, 2 * rows, block_size)
-    two, weights_two = _run(folder, f"two{rows}", 2, rows, block_size)
+    two, weights_two = two_processes(rows, block_size)
     assert len(one["rewards"]) == 2 and np.shape(one["rewards"][0]) == (2 * rows, 2)
     assert np.std(one["rewards"]) > 0.1, "the script must make unequal rewards"
     for step in range(2):
@@ -76,8 +83,8 @@ def test_two_processes_equal_one(folder, rows, block_size):
     [(16, 4), (6, 3)],
     ids=["whole_groups", "split_groups"],
 )
-def test_prefix_sharing_on_two_processes_changes_nothing(folder, rows, block_size):
-    plain, weights_plain = _run(folder, f"plain{rows}", 2, rows, block_size)
+def test_prefix_sharing_on_two_processes_changes_nothing(folder, two_processes, rows, block_size):
+    plain, weights_plain = two_processes(rows, block_size)
     shared, weights_shared = _run(folder, f"shared{rows}", 2, rows, block_size, "on")
     for ours, theirs in zip(shared, plain, strict=True):
         assert ours["packed_calls"] == 4 and theirs["packed_calls"] == 0  # reference and policy, twice

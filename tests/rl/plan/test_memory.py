@@ -34,13 +34,18 @@ CASES = [
     benchmark.Case("layers", benchmark.SOME_LAYERS),
     benchmark.Case("layers, recomputed", benchmark.SOME_LAYERS, checkpointing=True),
     benchmark.Case("layers, shared prompt", benchmark.SOME_LAYERS, shared=True),
-    benchmark.Case("layers, LoRA, recomputed", benchmark.SOME_LAYERS, lora=True, checkpointing=True),
-    benchmark.Case("layers, bfloat16", benchmark.SOME_LAYERS, bf16=True),
     benchmark.Case("layers, bfloat16, LoRA", benchmark.SOME_LAYERS, bf16=True, lora=True),
+]
+# Processors without bfloat16 take minutes for the first one.
+SLOW_CASES = [
+    benchmark.Case("layers, bfloat16", benchmark.SOME_LAYERS, bf16=True),
+    benchmark.Case("layers, LoRA, recomputed", benchmark.SOME_LAYERS, lora=True, checkpointing=True),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", CASES + [pytest.param(case, marks=pytest.mark.slow) for case in SLOW_CASES], ids=lambda case: case.name
+)
 def test_prediction_of_a_real_update(case, tmp_path):
     for shape in ((64, 96, 6, 1), (256, 32, 6, 1)):
         measured = benchmark.measured_update(case, shape, tmp_path / str(shape))
