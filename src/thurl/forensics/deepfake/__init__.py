@@ -1,1 +1,1 @@
-"""DeepFake detection that says what was altered: semantics-oriented multitask learning (arXiv 2408.16305)."""
+"""Semantics-oriented multitask DeepFake detection by joint embedding (arXiv 2408.16305)."""

@@ -228,7 +228,7 @@ class LabelGraph:
         self.check(row)
         known = np.asarray(row) != UNKNOWN
         left = self.legal[(self.legal[:, known] == (np.asarray(row)[known] == 1)).all(axis=1)]
-        return [1 if on else 0 if off else UNKNOWN for on, off in zip(left.all(0), ~left.any(0), strict=True)]
+        return [1 if column.all() else UNKNOWN if column.any() else 0 for column in left.T]
 
     def _children(self, name: str) -> list[str]:
         return [node.name for node in self.nodes if name in node.parents]
@@ -325,7 +325,7 @@ def _legal_states(graph: LabelGraph) -> np.ndarray:
 
 def _state_problems(graph: LabelGraph) -> list[str]:
     """What is wrong with the legal combinations of a graph whose nodes are right."""
-    never = [name for name, on in zip(graph.names, graph.legal.any(axis=0), strict=True) if not on]
+    never = [name for name, on in zip(graph.names, graph.legal.T, strict=True) if not on.any()]
     problems = [
         f"node {name} is on in no legal combination; mend its parents, children or exclusions" for name in never
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thurl.messages import nearest, shown
@@ -98,7 +98,7 @@ def node_problems(graph: LabelGraph) -> list[str]:
             problems.append(f"the template of level {level} must be a sentence with one {{}} for the word")
     if extra := [level for level in graph.templates if level not in LEVELS]:
         problems.append(f"template {shown(extra[0])}: levels are {', '.join(LEVELS)}")
-    listed = [("exclusions", pair) for pair in graph.exclusions]
+    listed: list[tuple[str, Iterable[str]]] = [("exclusions", pair) for pair in graph.exclusions]
     listed += [(f"manipulation {name}", on) for name, on in graph.manipulations.items()]
     for where, members in listed:
         problems += [f"{where}: {shown(m)} is no node{nearest(m, names)}" for m in members if m not in levels]
