@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from thurl.forensics.crop import CROP_SCALE
 from thurl.forensics.exif.calibration import DEFAULT_RATES
-from thurl.forensics.exif.crop import CROP_SCALE
 from thurl.forensics.exif.manifest import PARTS
 from thurl.forensics.exif.manipulations import MANIPULATIONS, OFFICIAL_WEIGHTS, PHOTOGRAPH
 from thurl.forensics.exif.tasks import TASKS

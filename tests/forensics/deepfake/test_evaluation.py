@@ -11,7 +11,7 @@ from thurl.forensics.deepfake.evaluation import FrameScores, Thresholds, choose_
 
 
 NAMES = ("fake", "expression", "identity", "eye", "nose")
-TASKS = {"binary": [0], "global": [1, 2], "local": [3, 4]}
+TASKS = {"binary": slice(0, 1), "global": slice(1, 3), "local": slice(3, 5)}
 
 
 def table(rows):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from thurl.data.images import ImageError, open_image
-from thurl.forensics.exif.crop import central_box, face_square, official_crop
+from thurl.forensics.crop import central_box, face_square, official_crop
 from thurl.forensics.exif.processing import FaceImageProcessor
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from thurl.binary_metrics import (
 from thurl.errors import DataError
 from thurl.metrics import bootstrap_interval
 
+
+if TYPE_CHECKING:
+    from thurl.forensics.deepfake.manifest import FaceItem
 
 __all__ = ["METRICS", "FrameScores", "Thresholds", "VideoScores", "choose_thresholds", "evaluate_frames"]
 
@@ -104,6 +107,16 @@ class FrameScores:
         if not np.isin(labels, (-1, 0, 1)).all():
             raise DataError("labels are 1, 0, or -1 for unknown")
 
+    @classmethod
+    def of_items(cls, items: Sequence[FaceItem], names: Sequence[str], probabilities: np.ndarray) -> FrameScores:
+        """The table of a manifest's items: their labels and videos beside (N, n) probabilities."""
+        return cls(
+            names,
+            probabilities,
+            np.array([item.labels for item in items], dtype=np.int8).reshape(len(items), len(names)),
+            *([item.video_key[place] for item in items] for place in (0, 2, 3)),  # type: ignore[arg-type]
+        )
+
     @property
     def usable(self) -> np.ndarray:
         """(N,) rows whose picture could be used."""
@@ -159,7 +172,7 @@ def choose_thresholds(validation: FrameScores) -> Thresholds:
 
 def evaluate_frames(
     table: FrameScores,
-    tasks: Mapping[str, Sequence[int]],
+    tasks: Mapping[str, slice],
     *,
     thresholds: Thresholds | None = None,
     resamples: int = 1000,
@@ -170,7 +183,7 @@ def evaluate_frames(
 
     Args:
         table: the frames.
-        tasks: columns of the tasks `global` and `local`.
+        tasks: columns of the tasks `global` and `local`, as `LabelGraph.tasks`.
         thresholds: of other data (`choose_thresholds`); without them the numbers at a chosen threshold are NaN.
         resamples: of the bootstrap interval of each AUC, over whole videos; 0 leaves it NaN.
         seed: of the bootstrap.
@@ -217,7 +230,7 @@ def evaluate_frames(
 
 def _one_set(
     table: FrameScores,
-    tasks: Mapping[str, Sequence[int]],
+    tasks: Mapping[str, slice],
     thresholds: Thresholds,
     resamples: int,
     seed: int,
@@ -244,7 +257,7 @@ def _one_set(
     }
     for task, kind, macro in (("global", "attributes", "attribute_auc"), ("local", "regions", "region_auc")):
         values = {}
-        for column in tasks.get(task, ()):
+        for column in range(len(table.names))[tasks.get(task, slice(0))]:
             name = table.names[column]
             values[name] = roc_auc(*_sides(usable.probabilities[:, column], usable.labels[:, column]))
             if np.isnan(values[name]):

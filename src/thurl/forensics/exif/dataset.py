@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from thurl.data.images import open_image
 from thurl.errors import UsageError
-from thurl.forensics.exif.crop import face_square
+from thurl.forensics.crop import face_square
 from thurl.forensics.exif.manifest import FaceRecord
 from thurl.forensics.exif.manipulations import (
     MANIPULATIONS,

@@ -33,6 +33,7 @@ from thurl.data.records import RowProblems
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.exif.settings import NOT_WRITTEN, PLAUSIBLE, SETTINGS, CameraSettings
 from thurl.forensics.exif.tasks import ORDINAL_TASKS, class_names
+from thurl.forensics.faces import POINTS
 from thurl.messages import nearest
 from thurl.training.results import write_atomically
 
@@ -41,8 +42,6 @@ __all__ = ["PARTS", "FaceRecord", "read_manifest", "split_records", "write_manif
 
 PARTS: Mapping[str, float] = {"train": 0.7, "outer": 0.1, "validation": 0.1, "calibration": 0.1}
 """Default parts: inner and outer batches of the bi-level step, model choice, and thresholds of the detector."""
-
-POINTS = 68
 
 _KEYS = ("image", *SETTINGS, "absent", "group", "camera", "size", "sha256", "box", "landmarks", "edited")
 

@@ -22,7 +22,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from thurl.data.images import open_image
-from thurl.forensics.exif.crop import CROP_SCALE, face_square
+from thurl.forensics.crop import CROP_SCALE, face_square
 
 
 __all__ = ["FaceImageProcessor"]
