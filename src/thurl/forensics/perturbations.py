@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -15,9 +15,11 @@ from thurl.data.images import ImageError, open_image
 from thurl.errors import UsageError
 
 
-__all__ = ["PERTURBATIONS", "SpoiledPictures", "check_perturbations"]
+if TYPE_CHECKING:
+    from thurl.forensics.reading import Picture
 
-Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+__all__ = ["PERTURBATIONS", "SpoiledPictures", "check_perturbations"]
 
 
 def _jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
@@ -62,7 +64,7 @@ def check_perturbations(names: Sequence[str]) -> None:
 class SpoiledPictures:
     """Pictures of a list, opened and changed one at a time, and their face boxes in the changed ones."""
 
-    pictures: Sequence[Source]
+    pictures: Sequence[Picture]
     boxes: Sequence[Sequence[float] | None] | None
     change: Callable[[Image.Image], Image.Image]
     upright: bool
@@ -70,7 +72,7 @@ class SpoiledPictures:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def one(self, place: int) -> tuple[Source, Sequence[float] | None]:
+    def one(self, place: int) -> tuple[Picture, Sequence[float] | None]:
         """The changed picture and its box; a picture that cannot be opened as it is, for its reader to name."""
         picture = self.pictures[place]
         box = None if self.boxes is None else self.boxes[place]

@@ -21,9 +21,10 @@ from thurl.binary_metrics import average_precision, roc_auc
 from thurl.errors import DataError
 from thurl.forensics.exif.calibration import Calibration, smallest_sample
 from thurl.forensics.exif.detector import Detector
-from thurl.forensics.exif.features import FeatureTable, FeatureTower, Picture, extract_features
+from thurl.forensics.exif.features import FeatureTable, FeatureTower, extract_features
 from thurl.forensics.exif.scoring import Rule, threshold_of
 from thurl.forensics.perturbations import PERTURBATIONS, SpoiledPictures, check_perturbations
+from thurl.forensics.reading import Picture
 
 
 __all__ = ["evaluate_scores", "evaluate_tables", "robustness_report"]
