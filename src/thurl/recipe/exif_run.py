@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
@@ -32,6 +31,7 @@ from thurl.recipe.exif_report import FaceRun, write_report
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.method_trainer import MethodTrainer
 from thurl.training.model_card import MethodCard
+from thurl.training.optimizers import one_group_optimizer
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
 
@@ -172,7 +172,7 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy) -> Met
         evaluator=PretextEvaluator(() if bilevel is None else bilevel.primary),
         bilevel=None if bilevel is None else bilevel.config(),
         card=card,
-        optimizers=(_optimizer(recipe, model.to(args.device), args), None),
+        optimizers=(one_group_optimizer(recipe.optimizer.kind, model.to(args.device), args), None),
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise UsageError(
@@ -207,21 +207,6 @@ def build_model(recipe: Any) -> ExifOrdinalModel | BladesModel:
     elif section.start == "imagenet":
         load_imagenet(model.visual, section.path or imagenet_file())
     return model
-
-
-def _optimizer(recipe: Any, model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer | None:
-    """One group of all parameters, as officially; None leaves it to `training.optim`."""
-    kind = recipe.optimizer.kind
-    if kind == "training":
-        return None
-    cls = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-    return cls(
-        model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-    )
 
 
 def _pretext(trainer: MethodTrainer, datasets: dict[str, Any]) -> dict[str, EvaluationResults]:
