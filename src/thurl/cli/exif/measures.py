@@ -167,12 +167,12 @@ def robustness(
     source = Source(True, images, boxes, allow_outside)
     groups = _groups(photographs, generated, source)
     from thurl.forensics.exif.detector import load_detector
-    from thurl.forensics.exif.evaluation import PERTURBATIONS, robustness_report
+    from thurl.forensics.exif.evaluation import robustness_report
     from thurl.forensics.exif.scoring import Rule, threshold_of
+    from thurl.forensics.perturbations import PERTURBATIONS, check_perturbations
 
     names = list(dict.fromkeys(perturbation or PERTURBATIONS))
-    if unknown := [name for name in names if name not in PERTURBATIONS]:
-        raise UsageError(f"--perturbation {', '.join(unknown)}: there are {', '.join(PERTURBATIONS)}")
+    check_perturbations(names)
     rule = Rule(rate=fpr, domain=domain, official=official)
     loaded = load_detector(path)
     threshold_of(loaded, rule)

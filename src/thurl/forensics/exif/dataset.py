@@ -27,8 +27,8 @@ from thurl.forensics.exif.manipulations import (
     manipulate,
     resample,
 )
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.messages import nearest
 from thurl.training.epochs import EpochDataset
 

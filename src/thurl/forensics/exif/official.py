@@ -237,7 +237,7 @@ def convert_checkpoint(
     """
     from thurl.forensics.exif.detector import Detector, save_detector
     from thurl.forensics.exif.features import FeatureTower, visual_tower
-    from thurl.forensics.exif.processing import FaceImageProcessor
+    from thurl.forensics.processing import FaceImageProcessor
 
     folder = Path(output)
     if (folder / "config.json").exists():

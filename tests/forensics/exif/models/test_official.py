@@ -24,8 +24,8 @@ from thurl.forensics.exif.official import (
     to_official,
 )
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scoring import FaceDetector
+from thurl.forensics.processing import FaceImageProcessor
 
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
