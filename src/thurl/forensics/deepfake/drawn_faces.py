@@ -12,7 +12,11 @@ These are no photographs: results on them say that code works, not how well it d
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +24,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from thurl.errors import UsageError
+from thurl.forensics.deepfake.graph import LabelGraph
+from thurl.forensics.deepfake.manifest import FaceItem, write_manifest
 from thurl.forensics.faces import average_landmarks
 
 
-__all__ = ["SIZE", "DrawnFace", "draw_face"]
+__all__ = ["PEOPLE", "SIZE", "DrawnFace", "draw_face", "write_drawn_faces"]
 
 SIZE = 48
 """Side in pixels of a drawn face."""
+
+PEOPLE: Mapping[str, int] = MappingProxyType({"train": 12, "val": 4, "test": 6})
+"""People in each split of a small data set."""
 
 _OVERSAMPLING = 4
 # Face box in shares of the side: a little forehead and hair above, a little background beside.
@@ -81,6 +90,66 @@ def draw_face(identity: int, *, video: int = 0, frame: int = 0, seed: int = 0, s
     points = _posed(_proportioned(person, rng), rng) * size
     pixels = _rendered(points, person, light, rng, size)
     return DrawnFace(pixels, points)
+
+
+def write_drawn_faces(
+    folder: str | os.PathLike[str],
+    graph: LabelGraph,
+    *,
+    people: Mapping[str, int] = PEOPLE,
+    videos: int = 1,
+    frames: int = 2,
+    seed: int = 0,
+    size: int = SIZE,
+) -> list[FaceItem]:
+    """A data set of unaltered faces: pictures, landmarks and `manifest.jsonl`. No person is in two splits.
+
+    Args:
+        folder: made where it does not exist. Gets `frames/VIDEO/FRAME.png` and `landmarks/VIDEO/FRAME.npy`.
+        graph: what the labels are of; it must know the manipulation `real`.
+        people: split to how many people.
+        videos: of every person.
+        frames: of every video.
+        seed, size: see `draw_face`.
+
+    Returns:
+        The items of the manifest.
+
+    Raises:
+        UsageError: numbers out of their range.
+    """
+    if not people or min(people.values()) < 1 or videos < 1 or frames < 1:
+        raise UsageError(f"people is {dict(people)}, videos {videos}, frames {frames}; each must be 1 or more")
+    folder = Path(folder)
+    items: list[FaceItem] = []
+    labels = tuple(graph.vector("real"))
+    split_of = [split for split, count in people.items() for _ in range(count)]
+    for identity, split in enumerate(split_of):
+        for video in range(videos):
+            name = f"{identity:03d}" if videos == 1 else f"{identity:03d}-{video}"
+            for part in ("frames", "landmarks"):
+                (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for frame in range(frames):
+                face = draw_face(identity, video=video, frame=frame, seed=seed, size=size)
+                path = folder / "frames" / name / f"{frame:04d}.png"
+                points = folder / "landmarks" / name / f"{frame:04d}.npy"
+                Image.fromarray(face.pixels).save(path)
+                np.save(points, face.landmarks)
+                items.append(
+                    FaceItem(
+                        path=str(path),
+                        labels=labels,
+                        video=name,
+                        frame=frame,
+                        dataset="drawn",
+                        split=split,
+                        manipulation="real",
+                        identities=(f"{identity:03d}",),
+                        landmarks=str(points),
+                    )
+                )
+    write_manifest(folder / "manifest.jsonl", items, graph)
+    return items
 
 
 def _person(rng: np.random.Generator) -> dict[str, Any]:
