@@ -17,7 +17,7 @@ def tower():
 def openai_state(tower):
     own = tower.state_dict()
     return {
-        key: to_openai([own[name] for name in ours])
+        key: to_openai(key, [own[name] for name in ours])
         for key, ours in vision_names(tower.config.num_hidden_layers).items()
     }
 

@@ -17,8 +17,8 @@ from thurl.forensics.exif.camera import write_fakes, write_photographs
 from thurl.forensics.exif.dataset import CameraFaces
 from thurl.forensics.exif.landmarks import with_average_landmarks
 from thurl.forensics.exif.manifest import FaceRecord, read_manifest, split_records, write_manifest
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scan import SUFFIXES, scan_folder
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.exif_sections import parts_of
 from thurl.recipe.visualquality_r1_data import fingerprint
 

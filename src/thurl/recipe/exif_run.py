@@ -22,9 +22,9 @@ from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrd
 from thurl.forensics.exif.dataset import collate_faces
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 from thurl.forensics.exif.pretext import PretextEvaluator
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.starts import imagenet_file, load_encoder, load_imagenet, load_text_tower
 from thurl.forensics.exif.tiny import tiny_blades_config, tiny_encoder_config
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.exif_data import FaceStudy, load_study, shuffled
 from thurl.recipe.exif_detection import DETECTOR_FILE, detect
 from thurl.recipe.exif_report import FaceRun, write_report

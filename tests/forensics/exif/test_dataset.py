@@ -19,10 +19,10 @@ from thurl.forensics.exif.landmarks import annotate, with_average_landmarks, wit
 from thurl.forensics.exif.losses import blades_terms, ordinal_terms
 from thurl.forensics.exif.manifest import FaceRecord
 from thurl.forensics.exif.manipulations import draw_manipulation, manipulate, resample
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.settings import CameraSettings
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
 from thurl.forensics.faces import CascadeDetector, Face, average_landmarks, read_landmarks
+from thurl.forensics.processing import FaceImageProcessor
 
 
 SETTINGS = (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from thurl.data.images import ImageError, open_image
 from thurl.forensics.crop import central_box, face_square, official_crop
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -200,7 +200,7 @@ def convert(
     import torch
 
     from thurl.forensics.exif.official import DETECTOR_FILE, convert_checkpoint
-    from thurl.forensics.exif.processing import FaceImageProcessor
+    from thurl.forensics.processing import FaceImageProcessor
 
     torch.manual_seed(seed)
     converted = convert_checkpoint(

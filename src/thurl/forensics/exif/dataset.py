@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from thurl.data.images import open_image
 from thurl.errors import UsageError
@@ -28,15 +27,16 @@ from thurl.forensics.exif.manipulations import (
     manipulate,
     resample,
 )
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.messages import nearest
+from thurl.training.epochs import EpochDataset
 
 
 __all__ = ["CameraFaces", "collate_faces"]
 
 
-class CameraFaces(Dataset):
+class CameraFaces(EpochDataset):
     """Map-style data set of the pretext tasks.
 
     An item is `{"pixel_values": (3, size, size) float32, "labels": {task: tensor}}`: the ordinal settings as float32
@@ -68,6 +68,7 @@ class CameraFaces(Dataset):
         regions: int = 3,
         seed: int = 0,
     ):
+        super().__init__()
         self.records = list(records)
         if not self.records:
             raise UsageError("the data set is empty; it must hold at least one photograph")
@@ -80,20 +81,9 @@ class CameraFaces(Dataset):
         self.match_resampling = match_resampling
         self.regions = regions
         self.seed = seed
-        # In shared memory: workers that outlive an epoch must see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's edits; `accelerate` calls it. Reaches running workers, too."""
-        self._epoch.fill_(int(epoch))
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose edits are drawn."""
-        return int(self._epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Item `index` of the current epoch.

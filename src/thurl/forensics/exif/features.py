@@ -56,7 +56,7 @@ class FeatureTower:
 
     Args:
         model: `ExifEncoder`, or a model that has one as `visual`. Put into evaluation mode.
-        processor: makes `pixel_values` of pictures, `thurl.forensics.exif.processing.FaceImageProcessor`.
+        processor: makes `pixel_values` of pictures, `thurl.forensics.processing.FaceImageProcessor`.
         batch_size: pictures that go through the encoder together. It does not change features beyond the rounding of
             float32.
         workers: threads that decode pictures while the encoder works; 0 decodes in between.

@@ -14,7 +14,7 @@ from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrd
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.features import FeatureTower
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 __all__ = ["load_model", "load_processor", "load_tower", "model_kind", "unit_length_of"]

@@ -26,7 +26,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from thurl.forensics.exif.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
+from thurl.forensics.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
 
 
 __all__ = [
