@@ -1,20 +1,21 @@
 """Forged faces out of real ones with landmarks: a data set's regions replaced and attributes edited, automatically.
 
-"Semantics-Oriented Multitask Learning for DeepFake Detection" (arXiv 2408.16305) broadens its training set this way and
-publishes neither the procedure nor the pictures; what is here is ours and every picture is marked so.
+"Semantics-Oriented Multitask Learning for DeepFake Detection" (arXiv 2408.16305) broadens its training set with
+altered regions and attributes and publishes neither the procedure nor the pictures; what is here is ours, and every
+picture is marked so.
 
 | edit | what is done | labels |
 |---|---|---|
-| region | eyes, brows, nose, mouth, lips or skin replaced | the regions, and an attribute that the graph puts above them |
+| region | eyes, brows, nose, mouth, lips or skin replaced | the regions, and attributes above them in the graph |
 | identity | all of the face replaced by another person's | those of `FaceSwap`, or else of `identity` |
 | expression | the mouth's corners moved, the lips drawn apart or together | those of `Face2Face`, or else of `smile` |
 | physical | eyes, nose and mouth lit from another side | physical inconsistency of these regions |
 
-Donors of a region: `aligned`, a fake frame of the same video and number, as FaceForensics++ has them; `self`, the same
-face moved, recoloured and compressed; `other`, another person of the same split, warped by the landmarks. What is done
-is drawn once per video and copy, its strength and border once per frame. A picture is kept when it has changed enough
-inside the mask and not at all outside; it is drawn again otherwise, and counted. Everything depends on the seed and the
-names of data set, video and frame only.
+Donors of a region: `aligned`, a fake frame of the same video and number, as FaceForensics++ has them; `self`, the
+same face moved, recoloured and compressed; `other`, another person of the same split, warped by the landmarks. What
+is done is drawn once per video and copy, its strength and border once per frame. A picture is kept when it has changed
+enough inside the mask and not outside; it is drawn again otherwise, and counted. Everything depends on the seed and
+the names of data sets and videos only.
 """
 
 from __future__ import annotations
@@ -121,11 +122,8 @@ def expand(
             if isinstance(plan, str):
                 skipped |= dict.fromkeys((item.path for item in frames), plan)
                 continue
-            place = "/".join(
-                _file_name(part)
-                for part in (plan.manipulation, frames[0].dataset, _video_name(frames[0], copy))
-                if part
-            )
+            parts = (plan.manipulation, frames[0].dataset, _video_name(frames[0], copy))
+            place = "/".join(_file_name(part) for part in parts if part)
             taken[place] += 1
             place += f"~{taken[place]}" if taken[place] > 1 else ""
             for number, item in enumerate(frames):
@@ -198,12 +196,11 @@ def _donor(
     if donor is None:
         return self_donor(real, landmarks, rng)
     if plan.donor == "aligned":
-        picture = np.asarray(open_image(donor.path), dtype=np.float64)
-        if picture.shape != real.shape:
-            raise DataError(
-                f"{donor.where}: {picture.shape[1]}x{picture.shape[0]} pixels are not aligned with the real frame"
-            )
-        return picture
+        aligned = np.asarray(open_image(donor.path), dtype=np.float64)
+        if aligned.shape != real.shape:
+            size, wanted = (f"{shape[1]}x{shape[0]}" for shape in (aligned.shape, real.shape))
+            raise DataError(f"{donor.where}: {size} pixels; the real frame it should be aligned with has {wanted}")
+        return aligned
     picture, points = _read(donor)
     return warped_donor(picture, points, landmarks, real.shape[:2], plan.regions)
 

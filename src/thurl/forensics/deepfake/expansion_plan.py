@@ -83,9 +83,8 @@ class ExpansionConfig:
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)
             if len(value) != 2 or not 0 <= value[0] <= value[1] <= most:
-                problems.append(
-                    f"{name} is {list(value)}; it must be two numbers from 0 to {most:g}, the smaller first"
-                )
+                rule = f"two numbers from 0 to {most:g}, the smaller one first"
+                problems.append(f"{name} is {list(value)}; it must be {rule}")
         if not 0 <= self.combine < 1:
             problems.append(f"combine is {self.combine}; it must be a probability below 1")
         if self.copies < 1 or self.attempts < 1:
@@ -182,7 +181,7 @@ def plan_of(
         wanted = {"other": 1.0}
     elif edit != "region":
         donor = "expression" if edit == "expression" else "relit"
-        return Plan(edit, _REGIONS_OF_EDIT[edit], donor, _labels_of_edit(graph, config, edit))
+        return Plan(edit, _REGIONS_OF_EDIT[edit], donor, _labels_of_edit(graph, edit))
     sources = {donor: pool.sources(item, donor) for donor in wanted}
     usable = {donor: w for donor, w in wanted.items() if w > 0 and (donor == "self" or sources[donor])}
     regions = _regions(config, rng) if edit == "region" else _REGIONS_OF_EDIT[edit]
@@ -190,10 +189,9 @@ def plan_of(
         return f"no donor ({', '.join(donor for donor, w in wanted.items() if w > 0)}) in its split"
     donor = draw_name(rng, usable)
     source = None if donor == "self" else sources[donor][int(rng.integers(len(sources[donor])))]
-    labels = (
-        region_labels(graph, regions, config.attributes) if edit == "region" else _labels_of_edit(graph, config, edit)
-    )
-    return Plan(edit, regions, donor, labels, source)
+    if edit == "region":
+        return Plan(edit, regions, donor, region_labels(graph, regions, config.attributes), source)
+    return Plan(edit, regions, donor, _labels_of_edit(graph, edit), source)
 
 
 def region_labels(
@@ -229,7 +227,7 @@ def edit_labels(graph: LabelGraph, config: ExpansionConfig) -> None:
         for one in ([[region] for region in regions] if edit == "region" else [None]) if weight > 0 else []:
             try:
                 if one is None:
-                    _labels_of_edit(graph, config, edit)
+                    _labels_of_edit(graph, edit)
                 else:
                     region_labels(graph, one, config.attributes)
             except UsageError as error:
@@ -238,7 +236,7 @@ def edit_labels(graph: LabelGraph, config: ExpansionConfig) -> None:
         raise UsageError(problems)
 
 
-def _labels_of_edit(graph: LabelGraph, config: ExpansionConfig, edit: str) -> tuple[int, ...]:
+def _labels_of_edit(graph: LabelGraph, edit: str) -> tuple[int, ...]:
     if edit == "physical":
         if "physical" not in graph.names:
             raise UsageError(f"edit 'physical' needs a node of this name, which the label graph {graph.name} has not")
