@@ -3,9 +3,9 @@
     out = M * donor + (1 - M) * real
 
 with M the dilated, jittered and feathered region and the donor's colours matched to the real face's in the ring around
-it (in the region itself where that is the skin). "Semantics-Oriented Multitask Learning for DeepFake Detection" (arXiv 2408.16305) widens its training set with
-altered eyes, mouths and noses but publishes no procedure: this one is ours. Self-made donors follow the idea of
-self-blended images (arXiv 2204.08376).
+it (in the region itself where that is the skin). "Semantics-Oriented Multitask Learning for DeepFake Detection" (arXiv
+2408.16305) widens its training set with altered eyes, mouths and noses but publishes no procedure: this one is ours.
+Donors made of the face itself follow the idea of self-blended images (arXiv 2204.08376).
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def warped_donor(
         (height, width, 3) in [0, 255]; beyond the other picture's border its border.
     """
     weights = np.zeros(68)
-    weights[17:] = 1
+    # The jaw says where the skin ends; for what lies inside, the parts around it are the better guide.
+    weights[0 if "skin" in regions else 17 :] = 1
     for region in regions:
         if region in _REGION_POINTS:
             weights[_REGION_POINTS[region]] = 4

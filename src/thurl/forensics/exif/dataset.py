@@ -5,7 +5,6 @@ Every item is a function of (seed, epoch, index): the same in any process, with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from thurl.forensics.exif.manipulations import (
 )
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
 from thurl.forensics.processing import FaceImageProcessor
-from thurl.messages import nearest
+from thurl.forensics.weights import weight_problems
 from thurl.training.epochs import EpochDataset
 
 
@@ -75,7 +74,9 @@ class CameraFaces(EpochDataset):
         if regions not in (2, 3):
             raise UsageError(f"regions is {regions}; it must be 2 (mouth, eye) or 3 (mouth, eye, nose)")
         if manipulations is not None:
-            _check(manipulations)
+            problems = weight_problems("manipulations", manipulations, (PHOTOGRAPH, *MANIPULATIONS))
+            if problems:
+                raise UsageError(problems)
         self.processor = processor
         self.manipulations = None if manipulations is None else dict(manipulations)
         self.match_resampling = match_resampling
@@ -187,16 +188,3 @@ def collate_faces(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items of `CameraFaces` to a batch: `pixel_values` (B, 3, H, W), `labels` task to (B,) or (B, regions)."""
     labels = {task: torch.stack([item["labels"][task] for item in items]) for task in TASKS}
     return {"pixel_values": torch.stack([item["pixel_values"] for item in items]), "labels": labels}
-
-
-def _check(weights: Mapping[str, float]) -> None:
-    known = (PHOTOGRAPH, *MANIPULATIONS)
-    problems = [
-        f"manipulations: {name!r} is unknown{nearest(name, known)}; names: {', '.join(known)}"
-        for name in weights
-        if name not in known
-    ]
-    if any(not (math.isfinite(w) and w >= 0) for w in weights.values()) or not sum(weights.values()) > 0:
-        problems.append(f"manipulations is {dict(weights)}; it must be weights of 0 or more, at least one above 0")
-    if problems:
-        raise UsageError(problems)
