@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from thurl.errors import DataError, MissingRequirementError
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 __all__ = ["load_weights", "model_kind", "processor_of"]

@@ -8,7 +8,7 @@ from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.deepfake.deepfakebench_adapter import DeepfakeBenchDetector
 from thurl.forensics.deepfake.model import DeepFakeModel
 from thurl.forensics.deepfake.tiny import tiny_config
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 CLASSES = {1: "Deepfakes", 2: "Face2Face"}

@@ -7,7 +7,7 @@ import os
 from thurl.forensics import model_files
 from thurl.forensics.deepfake.config import DeepFakeConfig
 from thurl.forensics.deepfake.model import DeepFakeModel
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 __all__ = ["load_model", "load_processor"]
