@@ -171,8 +171,8 @@ def _lacking(items: Sequence[FaceItem]) -> list[str]:
 def _check_classes(name: str, items: Sequence[FaceItem], use: str) -> None:
     if lacking := _lacking(items):
         raise DataError(
-            f"the part {name!r} has no {' and no '.join(lacking)} face; nothing can be {use}. Add such faces, or split "
-            "anew with `data.parts`"
+            f"the part {name!r} has no {' and no '.join(lacking)} face; nothing can be {use}. Add such faces, or "
+            "split anew with `data.parts`"
         )
 
 

@@ -86,9 +86,7 @@ class DeepFakeRecipe(Section):
                 "clip": "get it with `hf download openai/clip-vit-base-patch32 --local-dir " + str(model.path) + "`",
                 "folder": "convert a released checkpoint with `thurl deepfake convert`, or train a model",
             }[model.start]
-            missing.append(
-                f"model weights: {model.path} is no folder of a model (config.json, *.safetensors); {how}"
-            )
+            missing.append(f"model weights: {model.path} is no folder of a model (config.json, *.safetensors); {how}")
         for section in (self.data, self.evaluation):
             for source in getattr(section, "sources", ()):
                 if source.format == "manifest" and os.path.isfile(source.manifest):
