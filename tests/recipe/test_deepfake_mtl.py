@@ -1,6 +1,7 @@
 """The DeepFake recipe: what is refused, what a run needs, a whole short run, encodings per step, exact resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,8 @@ def test_faces_are_encoded_once_per_forward(tmp_path, study, overrides, encoding
     """The official code encodes them once per task: 15 times in a step with learned weights."""
     recipe = loaded(tmp_path, "training.max_steps=2", "training.eval_strategy=no", "training.save_strategy=no",
                     "training.load_best_model_at_end=false", *overrides)  # fmt: skip
-    trainer = build_trainer(recipe, training_arguments(recipe), study, GRAPH)
+    parts = {name: part for name, part in study.parts.items() if recipe.bilevel or name != "outer"}
+    trainer = build_trainer(recipe, training_arguments(recipe), replace(study, parts=parts), GRAPH)
     calls = []
     trainer.model.vision_model.register_forward_pre_hook(lambda *_: calls.append(1))
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
