@@ -44,6 +44,8 @@ LIGHT = [
     "thurl.distillation.controller",
     "thurl.distillation.ddr",
     "thurl.errors",
+    "thurl.forensics.deepfake",
+    "thurl.forensics.deepfake.graph",
     "thurl.forensics.crop",
     "thurl.forensics.deepfake.augmentations",
     "thurl.forensics.deepfake.checks",
