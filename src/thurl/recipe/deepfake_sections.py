@@ -91,7 +91,7 @@ class DeepFakeLossSection(Section):
 
 
 class DeepFakeTransformSection(Section):
-    """Pictures to the model's input (`thurl.forensics.exif.processing.FaceImageProcessor`); CLIP's mean and std."""
+    """Pictures to the model's input (`thurl.forensics.processing.FaceImageProcessor`); CLIP's mean and std."""
 
     size: int = Field(224, ge=8)
     image_mean: _Triple = (0.48145466, 0.4578275, 0.40821073)
