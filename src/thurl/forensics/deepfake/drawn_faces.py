@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from thurl.errors import UsageError
+from thurl.forensics.deepfake.folders import write_face
 from thurl.forensics.deepfake.graph import LabelGraph
 from thurl.forensics.deepfake.manifest import FaceItem, write_manifest
 from thurl.forensics.faces import average_landmarks
@@ -127,17 +128,12 @@ def write_drawn_faces(
     for identity, split in enumerate(split_of):
         for video in range(videos):
             name = f"{identity:03d}" if videos == 1 else f"{identity:03d}-{video}"
-            for part in ("frames", "landmarks"):
-                (folder / part / name).mkdir(parents=True, exist_ok=True)
             for frame in range(frames):
                 face = draw_face(identity, video=video, frame=frame, seed=seed, size=size)
-                path = folder / "frames" / name / f"{frame:04d}.png"
-                points = folder / "landmarks" / name / f"{frame:04d}.npy"
-                Image.fromarray(face.pixels).save(path)
-                np.save(points, face.landmarks)
+                path, _, points = write_face(folder, f"{name}/{frame:04d}", face.pixels, landmarks=face.landmarks)
                 items.append(
                     FaceItem(
-                        path=str(path),
+                        path=path,
                         labels=labels,
                         video=name,
                         frame=frame,
@@ -145,7 +141,7 @@ def write_drawn_faces(
                         split=split,
                         manipulation="real",
                         identities=(f"{identity:03d}",),
-                        landmarks=str(points),
+                        landmarks=points,
                     )
                 )
     write_manifest(folder / "manifest.jsonl", items, graph)

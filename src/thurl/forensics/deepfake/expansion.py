@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from thurl.data.images import open_image
-from thurl.errors import DataError, UsageError
+from thurl.errors import DataError
 from thurl.forensics.deepfake.expansion_plan import DonorPool, ExpansionConfig, Plan, edit_labels, plan_of
+from thurl.forensics.deepfake.folders import new_folder, write_face
 from thurl.forensics.deepfake.forgeries import (
     Blend,
     blend_regions,
@@ -99,9 +99,7 @@ def expand(
     """
     config = config or ExpansionConfig()
     edit_labels(graph, config)
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"folder {str(folder)!r} is not empty; give a new one")
+    folder = new_folder(folder)
     items = list(items)
     videos: dict[tuple[str, int, str, str], list[FaceItem]] = {}
     for item in items:
@@ -137,7 +135,7 @@ def expand(
                     skipped[item.path] = forged.reason
                     continue
                 name = f"{number if item.frame is None else item.frame:04d}"
-                new = _write(folder, place, name, item, plan, forged, copy)
+                new = _write(folder, f"{place}/{name}", item, plan, forged, copy)
                 made.append(new)
                 lines.append(_provenance(folder, new, item, plan, forged, config))
     if not made:
@@ -215,15 +213,9 @@ def _read(item: FaceItem) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     return np.asarray(picture), points
 
 
-def _write(folder: Path, place: str, name: str, item: FaceItem, plan: Plan, forged: _Forged, copy: int) -> FaceItem:
-    paths = {part: folder / part / place / name for part in ("frames", "masks", "landmarks")}
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    frame, mask = (str(paths[part].with_suffix(".png")) for part in ("frames", "masks"))
-    points = str(paths["landmarks"].with_suffix(".npy"))
-    Image.fromarray(forged.pixels).save(frame)
-    Image.fromarray(np.rint(255 * forged.mask).astype(np.uint8)).save(mask)
-    np.save(points, forged.landmarks)
+def _write(folder: Path, place: str, item: FaceItem, plan: Plan, forged: _Forged, copy: int) -> FaceItem:
+    mask = np.rint(255 * forged.mask).astype(np.uint8)
+    frame, mask_path, points = write_face(folder, place, forged.pixels, mask=mask, landmarks=forged.landmarks)
     others = () if forged.donor is None else forged.donor.identities
     return FaceItem(
         path=frame,
@@ -235,7 +227,7 @@ def _write(folder: Path, place: str, name: str, item: FaceItem, plan: Plan, forg
         manipulation=plan.manipulation,
         identities=tuple(dict.fromkeys((*item.identities, *others))),
         original=item.video,
-        mask=mask,
+        mask=mask_path,
         landmarks=points,
         box=item.box,
     )
