@@ -42,7 +42,12 @@ def model_kind(
 
 
 def load_weights(
-    name_or_path: str | os.PathLike[str], kind: type[PreTrainedModel], makers: str, *, device: str = "cpu"
+    name_or_path: str | os.PathLike[str],
+    kind: type[PreTrainedModel],
+    makers: str,
+    *,
+    device: str = "cpu",
+    config: PreTrainedConfig | None = None,
 ) -> Any:
     """The model in evaluation mode.
 
@@ -51,6 +56,7 @@ def load_weights(
         kind: the class to load.
         makers: what writes such folders, for messages.
         device: "cpu", "cuda", "cuda:1".
+        config: of the model where it is not the folder's own.
 
     Raises:
         MissingRequirementError: there is no model, or no weights in safetensors.
@@ -61,7 +67,10 @@ def load_weights(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = kind.from_pretrained(os.fspath(name_or_path), use_safetensors=True, output_loading_info=True)
+        own = {} if config is None else {"config": config}
+        model, info = kind.from_pretrained(
+            os.fspath(name_or_path), use_safetensors=True, output_loading_info=True, **own
+        )
     except OSError as error:
         raise _not_there(name_or_path, "model.safetensors", error, makers) from None
     except (RuntimeError, ValueError, KeyError) as error:

@@ -23,23 +23,13 @@ from thurl.recipe.method_sections import OptimizerSection
 from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
 
 
-__all__ = ["MEASURED", "DeepFakeRecipe"]
+__all__ = ["DeepFakeRecipe"]
 
-MEASURED = (
-    "video_auc",
-    "frame_auc",
-    "video_ap",
-    "video_eer",
-    "video_accuracy",
-    "frame_ece",
-    "attribute_auc",
-    "region_auc",
-    "loss",
-    "loss_binary",
-    "loss_global",
-    "loss_local",
+_MEASURED = (
+    *("video_auc", "frame_auc", "video_ap", "video_eer", "video_accuracy", "frame_ece", "attribute_auc", "region_auc"),
+    *("loss", "loss_binary", "loss_global", "loss_local"),
 )
-"""What a validation measures, by name."""
+"""What `thurl.forensics.deepfake.validation` measures, written out since a recipe is checked without torch."""
 
 
 class DeepFakeRecipe(Section):
@@ -76,9 +66,9 @@ class DeepFakeRecipe(Section):
         found += [(("training", *path), message) for path, message in method_problems(training)]
         usable = usable_fields(training, cls.training_schema)
         best = field_value(usable, "metric_for_best_model", cls.training_schema)
-        if best is not None and best.removeprefix("eval_") not in MEASURED:
+        if best is not None and best.removeprefix("eval_") not in _MEASURED:
             where = ("training", "metric_for_best_model")
-            found.append((where, f"is {best}, which is not measured{nearest(best, MEASURED)}; take `video_auc`"))
+            found.append((where, f"is {best}, which is not measured{nearest(best, _MEASURED)}; take `video_auc`"))
         if training.get("deepspeed"):
             message = "splits parameters that the bi-level step needs whole; remove it, train with DDP"
             found.append((("training", "deepspeed"), message))
@@ -96,9 +86,7 @@ class DeepFakeRecipe(Section):
                 "clip": "get it with `hf download openai/clip-vit-base-patch32 --local-dir " + str(model.path) + "`",
                 "folder": "convert a released checkpoint with `thurl deepfake convert`, or train a model",
             }[model.start]
-            missing.append(
-                f"model weights: {model.path} is no folder of a model (config.json, *.safetensors); {how}"
-            )
+            missing.append(f"model weights: {model.path} is no folder of a model (config.json, *.safetensors); {how}")
         for section in (self.data, self.evaluation):
             for source in getattr(section, "sources", ()):
                 if source.format == "manifest" and os.path.isfile(source.manifest):

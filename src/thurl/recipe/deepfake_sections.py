@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from thurl.forensics.crop import CROP_SCALE
+from thurl.forensics.deepfake.regions import REGIONS
+from thurl.forensics.perturbations import PERTURBATIONS
 from thurl.messages import nearest
 from thurl.recipe.fields import Problem
 from thurl.recipe.method_sections import TaskWeightsSection
@@ -27,8 +29,8 @@ __all__ = [
     "TinyJointModel",
 ]
 
-PARTS = ("train", "val", "test")
-"""Splits of a manifest, named as in DeepfakeBench."""
+PARTS = ("train", "outer", "val", "test")
+"""Splits of a manifest, named as in DeepfakeBench; `outer` is for the outer batches of a bi-level step."""
 
 _Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 _Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -70,6 +72,9 @@ class DeepFakeModelSection(Section):
             found.append((("path",), f"is needed by `start: {self.start}`: the folder to start from"))
         if self.start == "random" and self.path is not None:
             found.append((("path",), "is not used by `start: random`; set another `start`, or remove it"))
+        taken = {"normalize", "scale", "learn_scale"} & self.model_fields_set
+        if self.start == "folder" and taken:
+            found += [((name,), "is the model's own in `start: folder`; remove it") for name in sorted(taken)]
         if self.start != "random" and self.tiny is not None:
             found.append((("tiny",), f"builds a model of its own, and `start: {self.start}` loads one; remove one"))
         return found
@@ -96,7 +101,6 @@ class DeepFakeTransformSection(Section):
     size: int = Field(224, ge=8)
     image_mean: _Triple = (0.48145466, 0.4578275, 0.40821073)
     image_std: _Triple = (0.26862954, 0.26130258, 0.27577711)
-    antialias: bool = True
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     crop_scale: float = Field(CROP_SCALE, gt=0)
     """Side of the crop around a face box; pictures without one are used whole."""
@@ -127,6 +131,8 @@ class DrawnFacesSource(Section):
     source_tag: ClassVar[str] = "<drawn>"
 
     format: Literal["drawn"]
+    dataset: str = Field("drawn", min_length=1)
+    """Name of the set; people of two sets are other people."""
     people: dict[str, Annotated[int, Field(ge=1)]]
     """Split to how many people."""
     videos: int = Field(1, ge=1)
@@ -134,11 +140,16 @@ class DrawnFacesSource(Section):
     seed: int | None = Field(None, ge=0)
     """`training.seed` when left out; others draw other people."""
     size: int = Field(48, ge=32)
-    regions: _Names = ("eyes", "mouth", "nose")
-    """What the forgeries replace, one kind each."""
+    regions: _Names = ("eye", "mouth", "nose")
+    """What the forgeries replace, one in each."""
+    copies: int = Field(1, ge=1)
+    """Forged videos per real one."""
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
+        for place, name in enumerate(self.regions):
+            if name not in REGIONS:
+                found.append((("regions", place), f"{name!r} is none of {', '.join(REGIONS)}{nearest(name, REGIONS)}"))
         for name in self.people:
             if name not in PARTS:
                 found.append((("people", name), f"is none of {', '.join(PARTS)}{nearest(name, PARTS)}"))
@@ -161,11 +172,12 @@ class DeepFakeDataSection(Section):
     """Faces to train and to choose a checkpoint on."""
 
     sources: _Sources
-    """Rows of the split `train` are trained on, of `val` validated on; `test` is left alone."""
+    """Rows of the split `train` are trained on, of `val` validated on, of `outer` serve the bi-level step; `test` is
+    left alone."""
     parts: dict[str, float] | None = None
-    """Shares of `train`, `val` and perhaps `test` in people, instead of the splits of the manifests."""
+    """Shares of `train`, `val` and perhaps the others in people, instead of the splits of the manifests."""
     outer_share: float = Field(0.1, gt=0, lt=1)
-    """Of the training people whose faces only the outer batches of a bi-level step show."""
+    """Of the people of `train` who are kept for the bi-level step where there is no `outer`."""
     frames: int | None = Field(None, ge=1)
     """Of each video, evenly spaced; all when left out."""
     augmentation: float = Field(0.3, ge=0, le=1)
@@ -213,8 +225,6 @@ class DeepFakeEvaluationSection(Section):
     """Evaluate the model before training, too."""
 
     def problems(self) -> list[Problem]:
-        from thurl.forensics.perturbations import PERTURBATIONS
-
         return [
             (("perturbations", place), f"{name!r} is none of {', '.join(PERTURBATIONS)}{nearest(name, PERTURBATIONS)}")
             for place, name in enumerate(self.perturbations)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thurl.cli.exif.options import Debug, Json, Overwrite
+from thurl.cli.picture_options import Debug, Json, Overwrite
 from thurl.cli.output import check_new, check_plot, echo_json
 from thurl.cli.progress import progress
 from thurl.errors import DataError, MissingRequirementError, UsageError

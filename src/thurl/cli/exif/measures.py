@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from thurl.cli.exif.detectors import CALIBRATED, FITTED, overlap
-from thurl.cli.exif.options import (
+from thurl.cli.exif.options import DetectorFile, detector_path, open_tower, table_of
+from thurl.cli.output import check_new, echo_json, jsonable, table
+from thurl.cli.picture_options import (
     AllowOutside,
     BatchSize,
     Boxes,
     Debug,
-    DetectorFile,
     Device,
     Images,
     Json,
@@ -25,11 +26,7 @@ from thurl.cli.exif.options import (
     Overwrite,
     Source,
     Workers,
-    detector_path,
-    open_tower,
-    table_of,
 )
-from thurl.cli.output import check_new, echo_json, jsonable, table
 from thurl.cli.progress import progress
 from thurl.errors import UsageError
 
