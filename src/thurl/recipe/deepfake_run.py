@@ -16,7 +16,6 @@ from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
 from thurl.errors import UsageError
-from thurl.forensics.deepfake.dataset import collate_labelled_faces
 from thurl.forensics.deepfake.evaluation import Thresholds, evaluate_frames
 from thurl.forensics.deepfake.graph import LabelGraph, load_graph
 from thurl.forensics.deepfake.scoring import FaceScorer
@@ -173,7 +172,6 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy, graph:
         train_dataset=study.faces(recipe, processor, "train"),
         eval_dataset=study.faces(recipe, processor, "val"),
         outer_dataset=study.faces(recipe, processor, "outer") if "outer" in study.parts else None,
-        data_collator=collate_labelled_faces,
         processing_class=processor,
         evaluator=FaceEvaluator(),
         weights=dict.fromkeys(graph.tasks, 1.0) if bilevel is None else None,
