@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,7 @@ import typer
 
 from thurl.cli.exif.detectors import CALIBRATED, FITTED, overlap
 from thurl.cli.exif.options import DetectorFile, detector_path, open_tower, table_of
-from thurl.cli.output import check_new, echo_json, jsonable, table
+from thurl.cli.output import check_new, finish_document, table
 from thurl.cli.picture_options import (
     AllowOutside,
     BatchSize,
@@ -113,7 +111,7 @@ def evaluate(
     real = tables.pop("")
     result = evaluate_tables(loaded, real, tables, rule, limit=limit, match=match, seed=seed)
     document = {**_source(model, path, photographs, generated, seen), **result}
-    _finish(document, output, as_json)
+    finish_document(document, output, as_json)
     if as_json:
         return
     rows = [[name, entry["n"], *(entry[key] for key in _COLUMNS)] for name, entry in result["generators"].items()]
@@ -190,7 +188,7 @@ def robustness(
             match=match,
             seed=seed,
         )
-    _finish({**_source(model, path, photographs, generated, seen), "perturbations": report}, output, as_json)
+    finish_document({**_source(model, path, photographs, generated, seen), "perturbations": report}, output, as_json)
     if as_json:
         return
     generators = list(next(iter(report.values()))["generators"])
@@ -250,17 +248,6 @@ def _source(
         "inputs": {"photographs": list(photographs), "generated": list(generated)},
         "photographs_seen_before": dict(seen),
     }
-
-
-def _finish(document: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    if output is not None:
-        from thurl.training.results import environment, write_atomically
-
-        whole = jsonable({"command": sys.argv[1:], "environment": environment(), **document})
-        write_atomically(output, json.dumps(whole, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
-        typer.echo(f"written to {output}", err=True)
-    if as_json:
-        echo_json(document)
 
 
 def _threshold(result: Mapping[str, Any]) -> str:

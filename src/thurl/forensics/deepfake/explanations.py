@@ -17,9 +17,11 @@ from thurl.forensics.deepfake.graph import LabelGraph
 
 
 if TYPE_CHECKING:
+    import torch
+
     from thurl.forensics.deepfake.model import DeepFakeOutput
 
-__all__ = ["Explanation", "explain_output", "explain_row"]
+__all__ = ["Explanation", "explain_energies", "explain_output", "explain_row"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ def explain_output(graph: LabelGraph, output: DeepFakeOutput, *, threshold: floa
     assert output.marginals is not None and output.states is not None
     rows = zip(output.marginals.detach().cpu().numpy(), output.states.cpu().numpy(), strict=True)
     return [explain_row(graph, marginals, state, threshold=threshold) for marginals, state in rows]
+
+
+def explain_energies(graph: LabelGraph, energies: torch.Tensor, *, threshold: float = 0.5) -> list[Explanation]:
+    """One explanation per row of energies, computed in float64.
+
+    Args:
+        graph: of the model.
+        energies: (B, n), a model's `logits`.
+        threshold: from which `p_fake` the verdict is fake, in [0, 1].
+    """
+    from thurl.forensics.deepfake.marginals import log_marginals, map_state
+
+    marginals = log_marginals(energies, graph.states)[0].exp()
+    rows = zip(marginals.numpy(), map_state(energies, graph.states).numpy(), strict=True)
+    return [explain_row(graph, own, state, threshold=threshold) for own, state in rows]
 
 
 def explain_row(
