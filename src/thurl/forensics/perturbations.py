@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from thurl.data.images import ImageError, open_image
 from thurl.errors import UsageError
+from thurl.restoration.degradation import jpeg
 
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["PERTURBATIONS", "SpoiledPictures", "check_perturbations"]
-
-
-def _jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
-    def apply(image: Image.Image) -> Image.Image:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        with Image.open(io.BytesIO(buffer.getvalue())) as coded:
-            return coded.convert("RGB")
-
-    return apply
 
 
 def _half(image: Image.Image) -> Image.Image:
@@ -40,9 +31,9 @@ def _half(image: Image.Image) -> Image.Image:
 PERTURBATIONS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
     {
         "none": lambda image: image,
-        "jpeg_95": _jpeg(95),
-        "jpeg_75": _jpeg(75),
-        "jpeg_50": _jpeg(50),
+        "jpeg_95": partial(jpeg, quality=95),
+        "jpeg_75": partial(jpeg, quality=75),
+        "jpeg_50": partial(jpeg, quality=50),
         "resize_0.5": _half,
         "blur_1": lambda image: image.filter(ImageFilter.GaussianBlur(1.0)),
     }

@@ -254,10 +254,11 @@ def _add_noise(picture: NDArray[np.float32], degradation: Degradation) -> NDArra
     return picture + (255 * (rng.poisson(light * photons) / photons - light)).astype(np.float32)
 
 
-def jpeg(pixels: NDArray[np.uint8], quality: int) -> Image.Image:
-    """(H, W, 3) uint8 after JPEG compression of a quality from 1 to 100."""
+def jpeg(picture: NDArray[np.uint8] | Image.Image, quality: int) -> Image.Image:
+    """A picture, (H, W, 3) uint8 or RGB, after JPEG compression of a quality from 1 to 100."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, format="JPEG", quality=quality)
     return open_image(buffer.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""The official bi-level step of SJEDD through the losses and the outer step of thurl."""
+"""The official bi-level step of SJEDD through the losses and the outer step of thurl, and a run of the trainer."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from thurl.forensics.deepfake.graph import load_graph
 from thurl.forensics.deepfake.losses import task_terms
+from thurl.forensics.deepfake.model import DeepFakeModel
+from thurl.forensics.deepfake.tiny import tiny_config
 from thurl.training.bilevel import BilevelConfig, BilevelStep
 from thurl.training.bilevel.mathematics import step_rules, virtual_parameters
+from thurl.training.method_trainer import MethodTrainer
 
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -81,3 +85,45 @@ def test_the_weights_after_one_step(net, method):
     if method == "two_forward":
         torch.testing.assert_close(found, DATA["lambda_grad_official"], rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(report.weights, DATA["lambda_after_adam"], rtol=1e-9, atol=0)
+
+
+def faces(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    states = GRAPH.states[torch.randint(0, 251, (count,), generator=generator)].to(torch.int8)
+    pictures = torch.randn(count, 3, 16, 16, generator=generator)
+    return [{"pixel_values": picture, "labels": row} for picture, row in zip(pictures, states, strict=True)]
+
+
+def test_a_step_of_the_trainer_encodes_the_faces_four_times(tmp_path):
+    """Training pass, outer pass and the two of the finite difference; the official step has fifteen encodings.
+
+    The official order needs one pass more, for the real step; here one pass serves the virtual and the real step.
+    """
+    torch.manual_seed(0)
+    model = DeepFakeModel(tiny_config(image_size=16, patch_size=8, hidden=16, layers=1))
+    calls = {"vision_model": 0, "text_model": 0}
+    for name in calls:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = MethodTrainer(
+        model,
+        TrainingArguments(
+            str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        bilevel=BilevelConfig(tuple(GRAPH.tasks), ("binary",), lr=1e-2),
+        train_dataset=faces(12, seed=1),
+        outer_dataset=faces(8, seed=2),
+    )
+    trainer.train()
+    assert calls == {"vision_model": 3 * 4, "text_model": 3 * 4}
+    assert not [name for name, tensor in model.state_dict().items() if torch.equal(tensor.cpu(), before[name])]
+    assert all(weight != 1.0 for weight in trainer.term_weights.values())
+    assert all(f"terms/{task}" in trainer.state.log_history[0] for task in GRAPH.tasks)

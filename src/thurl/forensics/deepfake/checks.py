@@ -59,7 +59,8 @@ def picture_problems(item: FaceItem, *, smallest: int = SMALLEST) -> list[str]:
     if min(picture.size) < smallest:
         width, height = picture.size
         problems.append(f"{item.path}: the face has {width}x{height} pixels; {smallest} on each side are needed")
-    if all(low == high for low, high in picture.getextrema()):
+    pixels = np.asarray(picture).reshape(-1, 3)
+    if (pixels == pixels[0]).all():
         problems.append(f"{item.path}: the face has one colour only")
     problems += _mask_problems(item, size) + _landmark_problems(item, size)
     return problems

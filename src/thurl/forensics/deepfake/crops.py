@@ -145,9 +145,9 @@ class _Crop:
 
 
 def _cropped(item: FaceItem, size: int, scale: float, detector: FaceDetector | None) -> _Crop:
-    picture = open_image(item.path)
+    picture = open_image(item.path, upright=False)
     pixels = np.asarray(picture)
-    mask = None if item.mask is None else np.asarray(open_image(item.mask).convert("L"))
+    mask = None if item.mask is None else np.asarray(open_image(item.mask, upright=False).convert("L"))
     if mask is not None and mask.shape != pixels.shape[:2]:
         raise DataError(f"{item.where}: the mask has another size than the frame")
     if item.landmarks is not None:

@@ -47,7 +47,7 @@ from thurl.forensics.deepfake.forgeries import (
     warped_donor,
 )
 from thurl.forensics.deepfake.graph import LabelGraph
-from thurl.forensics.deepfake.manifest import FaceItem, write_manifest
+from thurl.forensics.deepfake.manifest import FaceItem, VideoKey, write_manifest
 from thurl.forensics.deepfake.regions import LANDMARK_COUNTS
 from thurl.forensics.faces import read_landmarks
 from thurl.training.results import write_atomically
@@ -101,7 +101,7 @@ def expand(
     edit_labels(graph, config)
     folder = new_folder(folder)
     items = list(items)
-    videos: dict[tuple[str, int, str, str], list[FaceItem]] = {}
+    videos: dict[VideoKey, list[FaceItem]] = {}
     for item in items:
         if item.fake == 0:
             videos.setdefault(item.video_key, []).append(item)
@@ -124,6 +124,7 @@ def expand(
             place = "/".join(_file_name(part) for part in parts if part)
             taken[place] += 1
             place += f"~{taken[place]}" if taken[place] > 1 else ""
+            numbered = all(item.frame is not None for item in frames)
             for number, item in enumerate(frames):
                 try:
                     forged = _forge(item, plan, config, pool, (config.seed, key, copy, number))
@@ -134,7 +135,7 @@ def expand(
                 if forged.reason:
                     skipped[item.path] = forged.reason
                     continue
-                name = f"{number if item.frame is None else item.frame:04d}"
+                name = f"{item.frame if numbered else number:04d}"
                 new = _write(folder, f"{place}/{name}", item, plan, forged, copy)
                 made.append(new)
                 lines.append(_provenance(folder, new, item, plan, forged, config))
@@ -194,7 +195,7 @@ def _donor(
     if donor is None:
         return self_donor(real, landmarks, rng)
     if plan.donor == "aligned":
-        aligned = np.asarray(open_image(donor.path), dtype=np.float64)
+        aligned = np.asarray(open_image(donor.path, upright=False), dtype=np.float64)
         if aligned.shape != real.shape:
             size, wanted = (f"{shape[1]}x{shape[0]}" for shape in (aligned.shape, real.shape))
             raise DataError(f"{donor.where}: {size} pixels; the real frame it should be aligned with has {wanted}")
@@ -206,7 +207,7 @@ def _donor(
 def _read(item: FaceItem) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     if item.landmarks is None:
         raise DataError(f"{item.where}: no landmarks")
-    picture = open_image(item.path)
+    picture = open_image(item.path, upright=False)
     points = read_landmarks(item.landmarks, picture.size, reference=None, counts=LANDMARK_COUNTS)
     if (points.max(0) < 0).any() or (points.min(0) >= picture.size).any():
         raise DataError(f"{item.where}: the landmarks lie outside the picture")

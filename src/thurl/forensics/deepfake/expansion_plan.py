@@ -11,7 +11,7 @@ import numpy as np
 from thurl.errors import UsageError
 from thurl.forensics.deepfake.forgeries import Blend
 from thurl.forensics.deepfake.graph import LabelGraph
-from thurl.forensics.deepfake.manifest import FaceItem
+from thurl.forensics.deepfake.manifest import FaceItem, VideoKey
 from thurl.forensics.deepfake.regions import REGIONS
 from thurl.forensics.weights import draw_name, weight_problems
 
@@ -122,7 +122,7 @@ class Plan:
     regions: tuple[str, ...]
     donor: str
     labels: tuple[int, ...]
-    source: tuple[str, int, str, str] | None = None
+    source: VideoKey | None = None
 
     @property
     def manipulation(self) -> str:
@@ -135,23 +135,26 @@ class DonorPool:
     """The faces that regions can be taken from."""
 
     def __init__(self, items: Iterable[FaceItem]):
-        self._people: dict[str, dict[tuple[str, int, str, str], list[FaceItem]]] = {}
-        self._fakes: dict[tuple[str, str, str], dict[tuple[str, int, str, str], dict[int, FaceItem]]] = {}
+        self._people: dict[str, dict[VideoKey, list[FaceItem]]] = {}
+        self._fakes: dict[tuple[str, str, str], dict[VideoKey, dict[int, FaceItem]]] = {}
         for item in items:
             if item.fake == 0 and item.landmarks is not None and item.identities:
                 self._people.setdefault(item.split, {}).setdefault(item.video_key, []).append(item)
             elif item.fake == 1 and item.original and item.frame is not None:
                 place = (item.dataset, item.split, item.original)
                 self._fakes.setdefault(place, {}).setdefault(item.video_key, {})[item.frame] = item
+        # Sorted once: every video of a large data set asks for all others.
+        self._ordered = {
+            split: [(key, frozenset(videos[key][0].identities)) for key in sorted(videos)]
+            for split, videos in self._people.items()
+        }
 
-    def sources(self, item: FaceItem, donor: str) -> list[tuple[str, int, str, str]]:
+    def sources(self, item: FaceItem, donor: str) -> list[VideoKey]:
         """Videos that donate to the video of `item`, in alphabetical order."""
         if donor == "aligned":
             return sorted(self._fakes.get((item.dataset, item.split, item.video), {})) if item.video else []
         if donor == "other" and item.identities:
-            own = set(item.identities)
-            videos = self._people.get(item.split, {})
-            return sorted(key for key, frames in videos.items() if not own & set(frames[0].identities))
+            return [key for key, people in self._ordered.get(item.split, ()) if people.isdisjoint(item.identities)]
         return []
 
     def frame(self, item: FaceItem, plan: Plan) -> FaceItem | None:

@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 
 from thurl.errors import DataError, UsageError
-from thurl.forensics.deepfake.graph_checks import LEVELS, form_problems, node_problems
+from thurl.forensics.deepfake.graph_checks import LEVELS, form_problems, legal_states, node_problems, state_problems
 from thurl.messages import nearest, shown
 
 
@@ -89,7 +89,7 @@ class LabelGraph:
     caution: str = ""
 
     def __post_init__(self) -> None:
-        problems = node_problems(self) or _state_problems(self)
+        problems = node_problems(self) or state_problems(self)
         if problems:
             raise UsageError([f"label graph {self.name}: {problem}" for problem in problems])
 
@@ -110,7 +110,7 @@ class LabelGraph:
     @cached_property
     def legal(self) -> np.ndarray:
         """(S, n) bool: all legal combinations in lexicographic order, the first column the most significant."""
-        return _legal_states(self)
+        return legal_states(self)
 
     @cached_property
     def states(self) -> torch.Tensor:
@@ -136,6 +136,10 @@ class LabelGraph:
             "exclusions": [list(pair) for pair in self.exclusions],
             "manipulations": {name: list(on) for name, on in self.manipulations.items()},
         }
+
+    def children(self, name: str) -> list[str]:
+        """Names of the nodes below one."""
+        return [node.name for node in self.nodes if name in node.parents]
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +197,7 @@ class LabelGraph:
                 continue
             if node.parents and all(value[parent] == 0 for parent in node.parents):
                 return f"{node.name} is 1, but none of what it is a part of is ({', '.join(node.parents)})"
-            children = self._children(node.name) if node.level == "global" else []
+            children = self.children(node.name) if node.level == "global" else []
             if children and all(value[child] == 0 for child in children):
                 return f"{node.name} is 1, but none of the regions it shows in is ({', '.join(children)})"
         for pair in self.exclusions:
@@ -229,9 +233,6 @@ class LabelGraph:
         known = np.asarray(row) != UNKNOWN
         left = self.legal[(self.legal[:, known] == (np.asarray(row)[known] == 1)).all(axis=1)]
         return [1 if column.all() else UNKNOWN if column.any() else 0 for column in left.T]
-
-    def _children(self, name: str) -> list[str]:
-        return [node.name for node in self.nodes if name in node.parents]
 
 
 def load_graph(name_or_path: str | os.PathLike[str]) -> LabelGraph:
@@ -305,31 +306,3 @@ def _label(name: str, value: Any) -> int:
     if not isinstance(value, int | np.integer) or value not in (0, 1, UNKNOWN):
         raise DataError(f"label {name} is {shown(value)}; it must be 0, 1 or null, which is unknown")
     return int(value)
-
-
-def _legal_states(graph: LabelGraph) -> np.ndarray:
-    count = len(graph.nodes)
-    rows = (np.arange(2**count)[:, None] >> np.arange(count - 1, -1, -1) & 1).astype(bool)
-    place = {name: column for column, name in enumerate(graph.names)}
-    fits = np.ones(len(rows), dtype=bool)
-    for column, node in enumerate(graph.nodes):
-        if node.parents:
-            fits &= ~rows[:, column] | rows[:, [place[parent] for parent in node.parents]].any(axis=1)
-        children = [place[child] for child in graph._children(node.name)]
-        if node.level == "global" and children:
-            fits &= ~rows[:, column] | rows[:, children].any(axis=1)
-    for first, second in graph.exclusions:
-        fits &= ~(rows[:, place[first]] & rows[:, place[second]])
-    return rows[fits]
-
-
-def _state_problems(graph: LabelGraph) -> list[str]:
-    """What is wrong with the legal combinations of a graph whose nodes are right."""
-    never = [name for name, on in zip(graph.names, graph.legal.T, strict=True) if not on.any()]
-    problems = [
-        f"node {name} is on in no legal combination; mend its parents, children or exclusions" for name in never
-    ]
-    for name, on in graph.manipulations.items():
-        if problem := graph.problem({node: int(node in on) for node in graph.names}):
-            problems.append(f"manipulation {name}: {problem}")
-    return problems

@@ -1,9 +1,11 @@
-"""What can be wrong with a label graph, as messages: the form of a file, and the nodes."""
+"""The rules of a label graph: its legal combinations, and what can be wrong with it, as messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from thurl.messages import nearest, shown
 
@@ -11,7 +13,7 @@ from thurl.messages import nearest, shown
 if TYPE_CHECKING:
     from thurl.forensics.deepfake.graph import LabelGraph
 
-__all__ = ["LEVELS", "MOST_NODES", "form_problems", "node_problems"]
+__all__ = ["LEVELS", "MOST_NODES", "form_problems", "legal_states", "node_problems", "state_problems"]
 
 LEVELS = ("binary", "global", "local")
 """The three tasks, from the top."""
@@ -107,6 +109,35 @@ def node_problems(graph: LabelGraph) -> list[str]:
         for pair in graph.exclusions
         if len({*pair}) != 2 or len(pair) != 2
     ]
+    return problems
+
+
+def legal_states(graph: LabelGraph) -> np.ndarray:
+    """All combinations that the rules of `thurl.forensics.deepfake.graph` allow: (S, n) bool, lexicographic order."""
+    count = len(graph.nodes)
+    rows = (np.arange(2**count)[:, None] >> np.arange(count - 1, -1, -1) & 1).astype(bool)
+    place = {name: column for column, name in enumerate(graph.names)}
+    fits = np.ones(len(rows), dtype=bool)
+    for column, node in enumerate(graph.nodes):
+        if node.parents:
+            fits &= ~rows[:, column] | rows[:, [place[parent] for parent in node.parents]].any(axis=1)
+        children = [place[child] for child in graph.children(node.name)]
+        if node.level == "global" and children:
+            fits &= ~rows[:, column] | rows[:, children].any(axis=1)
+    for first, second in graph.exclusions:
+        fits &= ~(rows[:, place[first]] & rows[:, place[second]])
+    return rows[fits]
+
+
+def state_problems(graph: LabelGraph) -> list[str]:
+    """What is wrong with the legal combinations of a graph whose nodes are right."""
+    never = [name for name, on in zip(graph.names, graph.legal.T, strict=True) if not on.any()]
+    problems = [
+        f"node {name} is on in no legal combination; mend its parents, children or exclusions" for name in never
+    ]
+    for name, on in graph.manipulations.items():
+        if problem := graph.problem({node: int(node in on) for node in graph.names}):
+            problems.append(f"manipulation {name}: {problem}")
     return problems
 
 

@@ -14,9 +14,9 @@
 | `landmarks` | path of a `.npy` file with (68, 2) or (81, 2) points in pixels of the picture |
 | `box` | face as [left, top, right, bottom] in pixels; without it the picture is the face |
 
-Only `path` and `labels` must be there. Labels that follow from the known ones by the graph are filled in: nothing is
-altered in a real face. A video is (dataset, fake, manipulation, video), so that `000_003` of four manipulations are
-four videos.
+Only `path` and `labels` must be there; pixels are those of the stored picture, before EXIF orientation. Labels that
+follow from the known ones by the graph are filled in: nothing is altered in a real face. A video is (dataset, fake,
+manipulation, video), so that `000_003` of four manipulations are four videos.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ def log_marginals(logits: torch.Tensor, states: torch.Tensor) -> tuple[torch.Ten
     whole = energies.logsumexp(dim=1, keepdim=True)
     on, off = [], []
     for column in states.to(logits.device).T:
-        on.append(energies[:, column].logsumexp(dim=1))
-        off.append(energies[:, ~column].logsumexp(dim=1))
+        # Filled and not picked out, which would make a GPU wait for the CPU to count.
+        on.append(energies.masked_fill(~column, -torch.inf).logsumexp(dim=1))
+        off.append(energies.masked_fill(column, -torch.inf).logsumexp(dim=1))
     # Rounding may carry the logarithm of a probability of 1 above 0.
     return (torch.stack(on, dim=1) - whole).clamp_max(0), (torch.stack(off, dim=1) - whole).clamp_max(0)
 
