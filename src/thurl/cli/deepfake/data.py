@@ -28,7 +28,9 @@ def import_faces(
     graph: _Graph = "ffpp",
     images: Images = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name of the data set (ffpp, sjedd).")] = None,
-    split: Annotated[str, typer.Option("--split", help="Split of all faces (sjedd).")] = "",
+    split: Annotated[
+        str, typer.Option("--split", help="Read only this split (deepfakebench); split of all faces (sjedd).")
+    ] = "",
     splits: Annotated[Path | None, typer.Option("--splits", help="Folder of the official split files (ffpp).")] = None,
     compression: Annotated[str, typer.Option("--compression", help="c23, c40 or raw (deepfakebench, ffpp).")] = "c23",
     landmarks: Annotated[
@@ -51,7 +53,8 @@ def import_faces(
     labels = load_graph(graph)
     where: dict[str, Any] = {"images": images, "allow_outside": allow_outside}
     if form == "deepfakebench":
-        items = read_deepfakebench(source, labels, compression=compression, landmarks=landmarks, **where)
+        chosen = {"splits": [split]} if split else {}
+        items = read_deepfakebench(source, labels, compression=compression, landmarks=landmarks, **chosen, **where)
     elif form == "ffpp":
         named = {} if dataset is None else {"dataset": dataset}
         items = importers.read_ffpp_folders(source, labels, splits=splits, compression=compression, **named)
