@@ -1,13 +1,17 @@
 """Metrics of frames and videos, what has none, and videos of one name (verification G of the evaluation)."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from thurl.errors import DataError
+from thurl.forensics.deepfake.deepfakebench import read_deepfakebench
 from thurl.forensics.deepfake.evaluation import FrameScores, Thresholds, choose_thresholds, evaluate_frames
+from thurl.forensics.deepfake.graph import load_graph
 
 
 NAMES = ("fake", "expression", "identity", "eye", "nose")
@@ -73,6 +77,35 @@ def test_videos_of_one_name_stay_apart():
     assert result["manipulations"]["Face2Face"]["video_auc"] == 1
     assert result["manipulations"]["FaceSwap"]["video_auc"] == 0.5
     assert by_folder(found) != pytest.approx(right)  # both names with real frames became real videos
+
+
+def test_a_deepfakebench_file_with_colliding_names(tmp_path):
+    """Verification G: every method calls its videos alike, and two of them like the real ones."""
+    graph = load_graph("ffpp")
+    content = {}
+    scores = {}
+    for label, name, videos in (
+        ("FF-real", "real", {"000": 0.3, "000_003": 0.1}),
+        ("FF-DF", "Deepfakes", {"000_003": 0.6, "004_982": 0.8}),
+        ("FF-NT", "NeuralTextures", {"000_003": 0.2, "000": 0.4}),
+    ):
+        entries = {}
+        for video, score in videos.items():
+            frames = [f"{name}/{video}/{number}.png" for number in range(4 if name == "real" else 2)]
+            entries[video] = {"label": label, "frames": frames}
+            scores |= dict.fromkeys(frames, score)
+        content[label] = {"test": {"c23": entries}}
+    (tmp_path / "FaceForensics++.json").write_text(json.dumps({"FaceForensics++": content}))
+    items = read_deepfakebench(tmp_path / "FaceForensics++.json", graph)
+    values = np.array([scores[Path(item.path).relative_to(tmp_path).as_posix()] for item in items])
+    found = FrameScores.of_items(items, graph.names, np.repeat(values[:, None], 10, axis=1))
+    result = evaluate_frames(found, graph.tasks, resamples=0)["datasets"]["FaceForensics++"]
+    assert result["videos"]["n"] == 6
+    # Real 0.3 and 0.1 against 0.6, 0.8, 0.2, 0.4: one of the eight pairs is wrong.
+    assert result["videos"]["auc"] == pytest.approx(7 / 8)
+    joined = by_folder(found)  # three videos, of which one is forged
+    assert joined == pytest.approx(1.0) and joined != pytest.approx(7 / 8)
+    assert result["manipulations"]["NeuralTextures"]["video_auc"] == pytest.approx(3 / 4)
 
 
 def test_same_names_in_two_sets_are_two_videos():
