@@ -65,7 +65,7 @@ GRAPH = load_graph("ffpp")
 KINDS = ("eye", "mouth", "nose")
 REGIONS = ("eye", "lip", "mouth", "nose")
 FORGERIES = ExpansionConfig(dilation=(0.1, 0.15), jitter=(0.0, 0.03), feather=(2.0, 4.0), colour=(0.0, 0.0))
-BARS = {"binary": 0.8, "regions": 0.8}
+BARS = {"binary": 0.75, "regions": 0.75}
 WEIGHT_GAP, BETTER, ILLEGAL = 0.1, 0.8, 0.01
 STEPS, HELD_OUT_STEPS, TOY_STEPS = 400, 200, 300
 TRAIN, TEST = (80, 3), (30, 2)
