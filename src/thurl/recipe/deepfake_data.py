@@ -108,7 +108,7 @@ def _all_items(sources: Sequence[Any], place: Path, graph: LabelGraph, seed: int
 
 
 def _drawn(source: Any, place: Path, graph: LabelGraph, seed: int) -> list[FaceItem]:
-    """Drawn faces, and forgeries in which one region is another person's, with their colours kept in part."""
+    """Drawn faces, and forgeries in which one region is another person's, in its own colours."""
     settings = source.model_dump()
     settings["seed"] = seed if source.seed is None else source.seed
 
@@ -120,7 +120,7 @@ def _drawn(source: Any, place: Path, graph: LabelGraph, seed: int) -> list[FaceI
             regions=dict.fromkeys(source.regions, 1.0),
             donors={"other": 1.0},
             copies=source.copies,
-            colour=(0.2, 0.6),
+            colour=(0.0, 0.0),
             seed=settings["seed"],
         )
         expand(real, place / "forged", graph, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from transformers import CLIPConfig
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
@@ -43,9 +44,13 @@ def build_model(recipe: Any, graph: LabelGraph) -> DeepFakeModel:
     if section.start == "clip":
         return _of_clip(section.path, graph, options)
     if section.tiny is not None:
-        return DeepFakeModel(
-            tiny_config(graph, image_size=recipe.transform.size, **section.tiny.model_dump(), **options)
-        )
+        sizes = section.tiny.model_dump(exclude={"positions"})
+        tiny = DeepFakeModel(tiny_config(graph, image_size=recipe.transform.size, **sizes, **options))
+        with torch.no_grad():
+            for name, weight in tiny.vision_model.named_parameters():
+                if "position_embedding" in name:
+                    weight.mul_(section.tiny.positions)
+        return tiny
     return DeepFakeModel(DeepFakeConfig(graph=graph.plain(), **options))
 
 

@@ -44,6 +44,8 @@ class TinyJointModel(Section):
     hidden: int = Field(32, ge=4)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
+    positions: float = Field(1.0, gt=0)
+    """Factor of CLIP's start for the positions of the patches; few steps on few patches learn better with more."""
 
     def problems(self) -> list[Problem]:
         if self.hidden % self.heads:
