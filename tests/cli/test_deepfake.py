@@ -92,7 +92,7 @@ def test_expand_import_and_their_mistakes(place, tmp_path):
     thurl("import", table, "--format", "csv", "--output", tmp_path / "m.jsonl")
     assert [item.fake for item in read_manifest(tmp_path / "m.jsonl", GRAPH)] == [0, 1]
     table.write_text("path,fake,nose\na.png,0,1\n")
-    assert "row" in thurl("import", table, "--format", "csv", "--output", tmp_path / "n.jsonl", code=2).stderr.lower()
+    assert "row" in thurl("import", table, "--format", "csv", "--output", tmp_path / "n.jsonl", code=1).stderr.lower()
     assert "csv" in thurl("import", table, "--format", "cvs", "--output", tmp_path / "n.jsonl", code=2).stderr
 
 
@@ -100,7 +100,8 @@ def test_convert_and_fold(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 1,
              "projection_dim": 64}  # fmt: skip
     torch.manual_seed(0)
-    config = DeepFakeConfig({**sizes, "image_size": 32, "patch_size": 16}, sizes, projection_dim=64)
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
+    config = DeepFakeConfig(vision_config=vision, text_config=sizes, projection_dim=64)
     torch.save({"model": to_official(DeepFakeModel(config))}, tmp_path / "ckpt.pth")  # noqa: TID251 - what is released
     thurl("convert", tmp_path / "ckpt.pth", "--output", tmp_path / "whole")
     found = thurl("convert", tmp_path / "ckpt.pth", "--output", tmp_path / "folded", "--fold", "--json")
