@@ -15,8 +15,10 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("vision", "test", "docs")
 # These follow the torch build: a CPU or ROCm build of torch asks for none of them, another CUDA version for others.
 FOLLOW_TORCH = ("nvidia-", "cuda-", "triton")
-# Not part of that environment: for GPUs (the version the recipes were written against), and the extra `quantised`.
+# Not part of that environment: for GPUs (the version the recipes were written against), and the extras `quantised` and
+# `video`.
 BY_HAND = {
+    "av": "av==18.1.0",
     "bitsandbytes": "bitsandbytes==0.50.2",
     "optimum-quanto": "optimum-quanto==0.2.7",
     "torchao": "torchao==0.18.0",

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from thurl.ranking import (
     binary_fidelity_loss,
     class_fidelity_loss,
     expected_level,
     fidelity_loss,
+    log_fidelity_loss,
     masked_mean,
     multilabel_fidelity_loss,
     pairwise_fidelity_loss,
@@ -100,6 +102,28 @@ def test_marginals_of_the_joint_model_of_deepfakes():
     torch.testing.assert_close(losses(data["logits"].double()).float(), data["losses"], rtol=0, atol=1e-5)
     _, (gradient,) = _gradient(lambda x: losses(x).sum(), data["logits"].double())
     torch.testing.assert_close(gradient.float(), data["grad_sum_losses"], rtol=1e-4, atol=1e-6)
+
+
+def test_probabilities_as_logarithms_are_exact_at_both_ends():
+    x = torch.linspace(-20, 20, 9, dtype=torch.float64)
+    g = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, -1.0, 1.0, math.nan, 0.0], dtype=torch.float64)
+    log_p, log_not_p = (functional.logsigmoid(value) for value in (x, -x))
+    for eps in (1e-8, 1e-4):
+        expected = fidelity_loss(x.sigmoid(), g, complement=(-x).sigmoid(), eps=eps)
+        torch.testing.assert_close(log_fidelity_loss(log_p, log_not_p, g, eps=eps), expected)
+    torch.testing.assert_close(
+        log_fidelity_loss(log_p, log_not_p, g), binary_fidelity_loss(x, g, eps=0.0), rtol=1e-9, atol=0
+    )
+    # Far beyond what a probability can hold: values in [0, 1], finite gradients, 0 where nothing is known.
+    far = torch.tensor([-5000.0, 5000.0, 5000.0])
+
+    def loss(x, g):
+        return log_fidelity_loss(functional.logsigmoid(x), functional.logsigmoid(-x), g)
+
+    for g in (torch.tensor([1.0, 0.0, 1.0]), torch.tensor([-1, -1, -1])):
+        value, (gradient,) = _gradient(lambda x, g=g: loss(x, g), far)
+        assert 0 <= value <= 1 and gradient.isfinite().all()
+    assert value == 0 and (gradient == 0).all()
 
 
 def test_given_pairs_of_a_fine():

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from thurl.training.openai_clip import from_openai, is_text_name, to_openai, vision_config, vision_names
+from thurl.training.openai_clip import (
+    collected,
+    from_openai,
+    is_text_name,
+    text_config,
+    text_names,
+    to_openai,
+    vision_config,
+    vision_names,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +26,7 @@ def tower():
 def openai_state(tower):
     own = tower.state_dict()
     return {
-        key: to_openai([own[name] for name in ours])
+        key: to_openai(key, [own[name] for name in ours])
         for key, ours in vision_names(tower.config.num_hidden_layers).items()
     }
 
@@ -60,3 +69,32 @@ def test_names_of_the_text_tower_are_told_apart():
     text = ["positional_embedding", "transformer.resblocks.0.ln_1.weight", "logit_scale", "ln_final.bias"]
     assert all(map(is_text_name, text))
     assert not any(is_text_name(f"visual.{name}") for name in text)
+
+
+def test_every_weight_of_the_text_tower_has_one_place_and_its_sizes_are_read_off():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"vocab_size": 40, "max_position_embeddings": 12, "eos_token_id": 39, "bos_token_id": 38}
+    tower = CLIPTextModel(CLIPTextConfig(**sizes, **more))
+    own, names = tower.state_dict(), text_names(2)
+    assert sorted(name for ours in names.values() for name in ours) == sorted(own)
+    state = {key: to_openai(key, [own[name] for name in ours]) for key, ours in names.items()}
+    assert all(is_text_name(key) for key in state)
+    found = text_config(state)
+    assert {name: getattr(found, name) for name in sizes | more} == sizes | more
+    values, missing, problems = collected(own, names, state)
+    assert not missing and not problems and all(torch.equal(values[name], own[name]) for name in own)
+    state["ln_final.bias"] = torch.full((128,), torch.inf)
+    del state["positional_embedding"]
+    _, missing, problems = collected(own, names, state)
+    assert missing == ["positional_embedding"] and problems == ["ln_final.bias holds values that are not finite"]
+    with pytest.raises(ValueError, match="positional_embedding missing: not the text tower"):
+        text_config(state)
+
+
+def test_projections_are_transposed():
+    matrix = torch.arange(6.0).reshape(2, 3)
+    for name in ("visual.proj", "text_projection"):
+        assert torch.equal(from_openai(name, matrix)[0], matrix.T)
+        assert torch.equal(to_openai(name, [matrix.T]), matrix)
+    assert torch.equal(from_openai("transformer.resblocks.0.mlp.c_proj.weight", matrix)[0], matrix)

@@ -70,6 +70,7 @@ def _register_commands() -> None:
         "afine_eval",
         "cldyb",
         "coto",
+        "deepfake",
         "distill",
         "edit",
         "exif",

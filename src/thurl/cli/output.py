@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,24 @@ import typer
 from thurl.errors import UsageError
 
 
-__all__ = ["check_new", "check_plot", "echo_json", "jsonable", "number", "table"]
+__all__ = ["check_new", "check_plot", "echo_json", "finish_document", "jsonable", "number", "table"]
 
 
 def echo_json(document: Any) -> None:
     """One line of JSON on standard output; NaN and infinities become null: undefined, never a number."""
     typer.echo(json.dumps(jsonable(document), ensure_ascii=True, allow_nan=False))
+
+
+def finish_document(document: dict[str, Any], output: Path | None, as_json: bool) -> None:
+    """Write a result with command and environment to `output`, and print it with `as_json`."""
+    if output is not None:
+        from thurl.training.results import environment, write_atomically
+
+        whole = jsonable({"command": sys.argv[1:], "environment": environment(), **document})
+        write_atomically(output, json.dumps(whole, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+        typer.echo(f"written to {output}", err=True)
+    if as_json:
+        echo_json(document)
 
 
 def number(value: Any) -> str:

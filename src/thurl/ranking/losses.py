@@ -34,6 +34,7 @@ __all__ = [
     "class_fidelity_loss",
     "expected_level",
     "fidelity_loss",
+    "log_fidelity_loss",
     "masked_mean",
     "multilabel_fidelity_loss",
     "pairwise_fidelity_loss",
@@ -80,6 +81,39 @@ def fidelity_loss(
     # Unknown entries get a harmless target first: a NaN that is only masked afterwards comes back as a NaN gradient.
     target = g.expand_as(p).masked_fill(~known, 0.5)
     return masked_mean(1 - fidelity(p, target, eps, None if complement is None else _wide(complement)), known)
+
+
+def log_fidelity_loss(
+    log_p: torch.Tensor,
+    log_not_p: torch.Tensor,
+    g: torch.Tensor,
+    *,
+    eps: float = 0.0,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`fidelity_loss` of probabilities that are given as logarithms, with both ends exact: SJEDD's marginals.
+
+    With `eps` 0 the roots are halved exponents, so that no constant is needed: the loss lies in [0, 1], and the
+    gradient with respect to a logarithm is finite everywhere.
+
+    Args:
+        log_p: log of the predicted probabilities, any shape, at most 0.
+        log_not_p: log of 1 - p, of the same shape.
+        g: true probabilities in [0, 1], broadcastable to `log_p`; NaN or negative: unknown.
+        eps: added inside both roots (official: 1e-8).
+        mask: bool, broadcastable to `log_p`; False: unknown.
+
+    Returns:
+        Scalar; 0 with a graph when nothing is known.
+    """
+    log_p, log_not_p = _wide(log_p), _wide(log_not_p)
+    if eps:
+        return fidelity_loss(log_p.exp(), g, complement=log_not_p.exp(), eps=eps, mask=mask)
+    g = g.to(log_p.dtype)
+    known = _known(g, g >= 0, mask).expand_as(log_p)
+    target = g.expand_as(log_p).masked_fill(~known, 0.5)
+    roots = target.sqrt() * (log_p / 2).exp() + (1 - target).sqrt() * (log_not_p / 2).exp()
+    return masked_mean(1 - roots, known)
 
 
 def pairwise_fidelity_loss(

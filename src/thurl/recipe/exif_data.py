@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from thurl.errors import DataError
 from thurl.forensics.exif.calibration import smallest_sample
@@ -17,10 +15,10 @@ from thurl.forensics.exif.camera import write_fakes, write_photographs
 from thurl.forensics.exif.dataset import CameraFaces
 from thurl.forensics.exif.landmarks import with_average_landmarks
 from thurl.forensics.exif.manifest import FaceRecord, read_manifest, split_records, write_manifest
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scan import SUFFIXES, scan_folder
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.exif_sections import parts_of
-from thurl.recipe.visualquality_r1_data import fingerprint
+from thurl.recipe.written_once import write_once
 
 
 __all__ = ["FaceStudy", "load_study", "shuffled"]
@@ -132,28 +130,16 @@ def _records(source: Any, place: Path, seed: int) -> list[FaceRecord]:
     options["start"] = options.pop("first")
     if source.format == "simulated_fakes":
         kind = options.pop("kind")
-        _write_once(place, {"kind": kind, **options, "count": source.count},
-                    lambda: write_fakes(place, kind, source.count, **options))  # fmt: skip
+        settings = {"kind": kind, **options, "count": source.count}
+        write_once(place, settings, lambda: write_fakes(place, kind, source.count, **options))
         return _pictures(place, None)
-    _write_once(place, {**options, "count": source.count}, lambda: _take_photographs(place, source.count, options))
+    write_once(place, {**options, "count": source.count}, lambda: _take_photographs(place, source.count, options))
     return read_manifest(place / "manifest.jsonl")
 
 
 def _take_photographs(place: Path, count: int, options: dict[str, Any]) -> None:
     write_photographs(place, count, **options)
     write_manifest(place / "manifest.jsonl", scan_folder(place, group_by="file").records)
-
-
-def _write_once(place: Path, settings: dict[str, Any], write: Callable[[], Any]) -> None:
-    """Let one process write, unless it has been done with the same settings."""
-    done, key, state = place / "complete.json", fingerprint(settings), PartialState()
-    if state.is_main_process and not (done.is_file() and done.read_text() == key):
-        for old in [*place.glob("*.jpg"), done]:  # of other settings
-            old.unlink(missing_ok=True)
-        logger.info("The simulated camera writes %d pictures to %s", settings["count"], place)
-        write()
-        done.write_text(key)
-    state.wait_for_everyone()
 
 
 def _pictures(folder: Path, count: int | None) -> list[FaceRecord]:

@@ -19,12 +19,12 @@ from thurl.recipe.exif_sections import (
     FaceDataSection,
     FaceEvaluationSection,
     FaceModelSection,
-    OptimizerSection,
     ShuffledSettingsSection,
     TransformSection,
     parts_of,
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
+from thurl.recipe.method_sections import OptimizerSection
 from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thurl.forensics.exif.tasks import ORDINAL_TASKS
-from thurl.recipe.run_record import costs, print_table, say_where
+from thurl.recipe.run_record import costs, learned_trajectory, logged_points, print_table, say_where
 from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
 from thurl.training.results import plain, write_results
 from thurl.training.timing import phase_rows
@@ -74,7 +74,7 @@ def write_report(
             overrides=list(overrides),
             runs=[record],
             photographs=study.counts(),
-            trajectory=trajectory(main.log),
+            trajectory=learned_trajectory(main.log, "eval_proxy_loss"),
             detection=plain(main.detection.evaluation) if main.detection else None,
         )
     tables = {
@@ -124,16 +124,6 @@ def _generated(main: FaceRun, control: FaceRun | None) -> dict[str, dict[str, fl
             if other is not None and other.evaluation is not None:
                 found[name][f"auc_{when}"] = other.evaluation["generators"][name]["auc"]
     return found
-
-
-def trajectory(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Step, learned weights and validation loss at each log entry that has one of them."""
-    kept = []
-    for entry in log:
-        values = {name: entry[name] for name in entry if name.startswith("weights/") or name == "eval_proxy_loss"}
-        if values:
-            kept.append({"step": entry["step"], **values})
-    return kept
 
 
 def pretext_rows(main: FaceRun, control: FaceRun | None) -> list[list[str]]:
@@ -192,13 +182,13 @@ def _write_html(
 ) -> None:
     sections = [section(name, text_table(rows, total=False) + _CAPTIONS[name]) for name, rows in tables.items()]
     curves = {
-        "Loss": _lines(main, control, lambda log: _points(log, "loss")),
-        "Validation loss": _lines(main, control, lambda log: _points(log, "eval_proxy_loss")),
+        "Loss": _lines(main, control, lambda log: logged_points(log, "loss")),
+        "Validation loss": _lines(main, control, lambda log: logged_points(log, "eval_proxy_loss")),
     }
     curves = {name: lines for name, lines in curves.items() if lines}
     if curves:
         sections.append(section("Learning curves", figure(draw_curves(curves), "Curves over steps", _CURVES)))
-    weights = {name.removeprefix("weights/"): _points(main.log, name) for name in _names(main.log, "weights/")}
+    weights = {name.removeprefix("weights/"): logged_points(main.log, name) for name in _names(main.log, "weights/")}
     if weights:
         weights = {name.replace("_", " "): line for name, line in weights.items()}
         drawing = draw_curves({"Weight of each task": weights}, alike=True)
@@ -251,11 +241,6 @@ def _notes(recipe: Any, main: FaceRun, control: FaceRun | None) -> list[str]:
 
 def _names(log: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
     return list(dict.fromkeys(name for entry in log for name in entry if name.startswith(prefix)))
-
-
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _lines(

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
@@ -23,15 +22,16 @@ from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrd
 from thurl.forensics.exif.dataset import collate_faces
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 from thurl.forensics.exif.pretext import PretextEvaluator
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.starts import imagenet_file, load_encoder, load_imagenet, load_text_tower
 from thurl.forensics.exif.tiny import tiny_blades_config, tiny_encoder_config
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.exif_data import FaceStudy, load_study, shuffled
 from thurl.recipe.exif_detection import DETECTOR_FILE, detect
 from thurl.recipe.exif_report import FaceRun, write_report
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.method_trainer import MethodTrainer
 from thurl.training.model_card import MethodCard
+from thurl.training.optimizers import one_group_optimizer
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
 
@@ -172,7 +172,7 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy) -> Met
         evaluator=PretextEvaluator(() if bilevel is None else bilevel.primary),
         bilevel=None if bilevel is None else bilevel.config(),
         card=card,
-        optimizers=(_optimizer(recipe, model.to(args.device), args), None),
+        optimizers=(one_group_optimizer(recipe.optimizer.kind, model.to(args.device), args), None),
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise UsageError(
@@ -207,21 +207,6 @@ def build_model(recipe: Any) -> ExifOrdinalModel | BladesModel:
     elif section.start == "imagenet":
         load_imagenet(model.visual, section.path or imagenet_file())
     return model
-
-
-def _optimizer(recipe: Any, model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer | None:
-    """One group of all parameters, as officially; None leaves it to `training.optim`."""
-    kind = recipe.optimizer.kind
-    if kind == "training":
-        return None
-    cls = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-    return cls(
-        model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-    )
 
 
 def _pretext(trainer: MethodTrainer, datasets: dict[str, Any]) -> dict[str, EvaluationResults]:

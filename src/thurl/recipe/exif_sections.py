@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from thurl.forensics.crop import CROP_SCALE
 from thurl.forensics.exif.calibration import DEFAULT_RATES
-from thurl.forensics.exif.crop import CROP_SCALE
 from thurl.forensics.exif.manifest import PARTS
 from thurl.forensics.exif.manipulations import MANIPULATIONS, OFFICIAL_WEIGHTS, PHOTOGRAPH
 from thurl.forensics.exif.tasks import TASKS
 from thurl.messages import nearest
 from thurl.recipe.exif_sources import GeneratedSource, LabelledSource, PhotographsSource
 from thurl.recipe.fields import Problem
+from thurl.recipe.method_sections import TaskWeightsSection
 from thurl.recipe.sections import Section
-from thurl.training.bilevel.config import BilevelConfig
 
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "FaceDataSection",
     "FaceEvaluationSection",
     "FaceModelSection",
-    "OptimizerSection",
     "ShuffledSettingsSection",
     "TinyFaceModel",
     "TinyTextTower",
@@ -114,7 +113,7 @@ class BladesModelSection(FaceModelSection):
 
 
 class TransformSection(Section):
-    """Pictures to the encoder's input (`thurl.forensics.exif.processing.FaceImageProcessor`); CLIP's mean and std."""
+    """Pictures to the encoder's input (`thurl.forensics.processing.FaceImageProcessor`); CLIP's mean and std."""
 
     size: int = Field(224, ge=8)
     image_mean: _Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -163,49 +162,14 @@ class FaceDataSection(Section):
         return found
 
 
-class OptimizerSection(Section):
-    """How the weights are updated; rate, betas, eps and weight decay are those of `training`."""
+class BilevelSection(TaskWeightsSection):
+    """Learned task weights of BLADES."""
 
-    kind: Literal["training", "adam", "adamw"] = "training"
-    """`training`: what `training.optim` says, without decay on biases. `adam` and `adamw`: torch's, all parameters in
-    one group as in the official code; the decay of `adam` is added to the gradient."""
-
-
-class BilevelSection(Section):
-    """Learned task weights: settings of `thurl.training.bilevel.BilevelConfig`. Without it all weights are 1."""
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     primary: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("coarse_face",)
-    init: float | dict[str, float] = 1.0
-    lr: float = Field(3e-4, gt=0)
-    method: Literal["two_forward", "autograd", "exact"] = "two_forward"
-    delayed: bool = False
-    virtual: Literal["sgd", "adam"] = "sgd"
-    positive: Literal["clamp", "none", "softplus"] = "clamp"
-    fd_radius: float = Field(0.01, gt=0)
-    fd_eps: float = Field(0.0, ge=0)
-    scale_by_lr: bool = False
-    every: int = Field(1, ge=1)
-    warmup: int = Field(0, ge=0)
     outer: Literal["held_out", "train"] = "held_out"
     """Which photographs the outer batches come from: a part of their own, or those that are trained on (official)."""
-
-    def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        for place, name in enumerate(self.primary):
-            if name not in TASKS:
-                found.append((("primary", place), f"{name!r} is none of {', '.join(TASKS)}{nearest(name, TASKS)}"))
-        starts = self.init if isinstance(self.init, dict) else {"": self.init}
-        for name, value in starts.items():
-            where = ("init", name) if name else ("init",)
-            if name and name not in TASKS:
-                found.append((where, f"is none of {', '.join(TASKS)}{nearest(name, TASKS)}"))
-            if value < 0 and self.positive == "clamp" or value <= 0 and self.positive == "softplus":
-                found.append((where, f"is {value}, which `positive: {self.positive}` cannot hold"))
-        return found
-
-    def config(self) -> BilevelConfig:
-        """Settings for `thurl.training.method_trainer.MethodTrainer`."""
-        return BilevelConfig(tasks=TASKS, **self.model_dump(exclude={"outer"}))
 
 
 class DetectorSection(Section):

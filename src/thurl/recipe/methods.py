@@ -52,6 +52,11 @@ METHODS: dict[str, Method] = {
         run="thurl.recipe.exif_run:run",
         summary="the same with eleven tasks whose weights are learned by a bi-level step (arXiv 2507.22824)",
     ),
+    "deepfake_mtl": Method(
+        recipe="thurl.recipe.deepfake_mtl:DeepFakeRecipe",
+        run="thurl.recipe.deepfake_run:run",
+        summary="detection of forged faces that says what was altered, with learned task weights (arXiv 2408.16305)",
+    ),
     "face_restoration": Method(
         recipe="thurl.recipe.face_restoration:FaceRestorationRecipe",
         run="thurl.recipe.face_restoration_run:run",

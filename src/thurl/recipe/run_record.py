@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-__all__ = ["costs", "logged_losses", "print_table", "say_where"]
+__all__ = ["costs", "learned_trajectory", "logged_losses", "logged_points", "print_table", "say_where"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,27 @@ def logged_losses(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`loss_first` and `loss_last` of a trainer's log; None where nothing was logged."""
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {"loss_first": losses[0] if losses else None, "loss_last": losses[-1] if losses else None}
+
+
+def learned_trajectory(log: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, float]]:
+    """Step, learned weights and validation loss at each log entry that has one of them.
+
+    Args:
+        log: a trainer's.
+        loss: name of the validation loss in it.
+    """
+    kept = []
+    for entry in log:
+        values = {name: entry[name] for name in entry if name.startswith("weights/") or name == loss}
+        if values:
+            kept.append({"step": entry["step"], **values})
+    return kept
+
+
+def logged_points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one name in a trainer's log."""
+    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]], *, bold_last: bool = False, total: bool = False) -> None:

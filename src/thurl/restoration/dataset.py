@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from thurl.data.images import open_image
 from thurl.errors import UsageError
 from thurl.restoration.degradation import Degradation, DegradationConfig, degrade, draw_degradation
+from thurl.training.epochs import EpochDataset
 
 
 __all__ = ["CROPS", "RestorationPairs"]
@@ -28,7 +28,7 @@ CROPS = ("random", "whole")
 """How a square is taken from a photograph."""
 
 
-class RestorationPairs(Dataset):
+class RestorationPairs(EpochDataset):
     """Map-style data set; item `i` is a square of photograph `i % photographs`.
 
     An item is `{"pixel_values": degraded, "target": clean}`, each (3, size, size) float32 in [0, 1].
@@ -65,6 +65,7 @@ class RestorationPairs(Dataset):
         fixed: bool = False,
         unrelated: bool = False,
     ):
+        super().__init__()
         problems = [] if photos else ["photos is empty; it must hold at least one photograph"]
         if size < 1 or repeats < 1:
             problems.append(f"size is {size} and repeats {repeats}; both must be at least 1")
@@ -81,20 +82,13 @@ class RestorationPairs(Dataset):
         self.size, self.crop, self.zoom, self.flip = size, crop, (float(zoom[0]), float(zoom[1])), flip
         self.repeats, self.seed, self.fixed, self.unrelated = repeats, seed, fixed, unrelated
         self.degradation = degradation or DegradationConfig()
-        # In shared memory: workers that outlive an epoch must see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.names) * self.repeats
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's pairs; `accelerate` calls it. Reaches running workers, too."""
-        self._epoch.fill_(0 if self.fixed else int(epoch))
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose pairs are drawn."""
-        return int(self._epoch)
+        super().set_epoch(0 if self.fixed else epoch)
 
     def name(self, index: int) -> str:
         """The photograph of an item."""

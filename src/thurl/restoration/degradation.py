@@ -36,6 +36,7 @@ __all__ = [
     "degradation_problems",
     "degrade",
     "draw_degradation",
+    "jpeg",
     "resize",
 ]
 
@@ -188,7 +189,7 @@ def degrade(pixels: NDArray[np.uint8], degradation: Degradation) -> NDArray[np.u
     small = max(1, round(height / degradation.factor)), max(1, round(width / degradation.factor))
     picture = resize(picture, small, degradation.method)
     picture = _add_noise(picture, degradation)
-    packed = _jpeg(np.clip(np.rint(picture), 0, 255).astype(np.uint8), degradation.quality)
+    packed = jpeg(np.clip(np.rint(picture), 0, 255).astype(np.uint8), degradation.quality)
     if packed.size != (width, height):
         packed = packed.resize((width, height), RESIZE_METHODS[degradation.upsample_method])
     return np.array(packed)
@@ -253,9 +254,11 @@ def _add_noise(picture: NDArray[np.float32], degradation: Degradation) -> NDArra
     return picture + (255 * (rng.poisson(light * photons) / photons - light)).astype(np.float32)
 
 
-def _jpeg(pixels: NDArray[np.uint8], quality: int) -> Image.Image:
+def jpeg(picture: NDArray[np.uint8] | Image.Image, quality: int) -> Image.Image:
+    """A picture, (H, W, 3) uint8 or RGB, after JPEG compression of a quality from 1 to 100."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, format="JPEG", quality=quality)
     return open_image(buffer.getvalue())
 
 

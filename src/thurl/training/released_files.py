@@ -3,14 +3,15 @@
 Torch's files are read with `weights_only=True`. A Lightning file also holds the settings of its training in containers
 of other packages; those become plain dictionaries, and the packages are not imported. Objects of a class that a
 method expects become `Record`s. What a file means is for its method to say (`thurl.distillation.released`,
-`thurl.forensics.exif.official`, `thurl.iqa.afine.checkpoint_files`, `thurl.iqa.face_restoration.checkpoints`).
+`thurl.forensics.exif.official`, `thurl.forensics.deepfake.official`, `thurl.iqa.afine.checkpoint_files`,
+`thurl.iqa.face_restoration.checkpoints`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from thurl.errors import DataError, MissingRequirementError
 
 
-__all__ = ["Record", "read_checkpoint"]
+__all__ = ["Record", "read_checkpoint", "read_model_tensors"]
 
 # What numpy arrays consist of in a pickle. All three only rebuild numbers; arrays of objects are refused afterwards.
 _NUMPY_TYPES = ("float64", "float32", "int64", "int32")
@@ -84,6 +85,24 @@ def read_checkpoint(path: str | os.PathLike[str], *, records: Iterable[str] = ()
         ) from None
 
 
+def read_model_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a released file, on the CPU, under its own names.
+
+    Raises:
+        MissingRequirementError: no such file.
+        DataError: not a checkpoint, one that holds more than tensors and plain values, or one without tensors.
+    """
+    content = read_checkpoint(path)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}; a mapping from names to tensors is needed")
+    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise DataError(f"{path}: holds no tensors; the weights of a released file lie under the entry `model`")
+    return state
+
+
 def _reason(error: Exception) -> str:
     """What went wrong, without torch's advice to load the file unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -103,10 +122,11 @@ def _numpy_parts() -> list[Any]:
 
 
 def _is_settings(name: str) -> bool:
-    """Containers in which Lightning and argparse keep the settings of a training run."""
+    """Containers in which Lightning, yacs and argparse keep the settings of a training run."""
     package = name.split(".")[0]
     return package in ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf") or name in (
         "argparse.Namespace",
+        "yacs.config.CfgNode",
         "pathlib.PosixPath",
         "pathlib._local.PosixPath",
         "collections.defaultdict",

@@ -17,7 +17,7 @@ from thurl.forensics.exif.camera import write_fakes, write_photographs
 from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrdinalConfig
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 ENCODER = {

@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 from thurl.forensics.exif.detector import load_detector
-from thurl.forensics.exif.evaluation import PERTURBATIONS, evaluate_tables, robustness_report
+from thurl.forensics.exif.evaluation import evaluate_tables, robustness_report
 from thurl.forensics.exif.features import extract_features
 from thurl.forensics.exif.inputs import find_pictures
 from thurl.forensics.exif.loading import load_tower
 from thurl.forensics.exif.scoring import Rule
+from thurl.forensics.perturbations import PERTURBATIONS
 
 
 CPU = ("--device", "cpu")

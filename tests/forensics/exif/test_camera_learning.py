@@ -20,9 +20,9 @@ from thurl.forensics.exif.dataset import CameraFaces, collate_faces
 from thurl.forensics.exif.landmarks import with_average_landmarks
 from thurl.forensics.exif.losses import ordinal_terms, total_loss
 from thurl.forensics.exif.manifest import read_manifest, split_records, write_manifest
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scan import scan_folder
 from thurl.forensics.exif.tasks import ORDINAL_TASKS
+from thurl.forensics.processing import FaceImageProcessor
 from thurl.ranking import pairwise_fidelity_loss
 
 

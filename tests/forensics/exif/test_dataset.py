@@ -13,23 +13,16 @@ from torch.utils.data import DataLoader
 
 from thurl.data.images import ImageError
 from thurl.errors import DataError, MissingRequirementError, UsageError
-from thurl.forensics.exif.crop import central_box
+from thurl.forensics.crop import central_box
 from thurl.forensics.exif.dataset import CameraFaces, collate_faces
-from thurl.forensics.exif.landmarks import (
-    CascadeDetector,
-    Face,
-    annotate,
-    average_landmarks,
-    read_landmarks,
-    with_average_landmarks,
-    with_landmark_files,
-)
+from thurl.forensics.exif.landmarks import annotate, with_average_landmarks, with_landmark_files
 from thurl.forensics.exif.losses import blades_terms, ordinal_terms
 from thurl.forensics.exif.manifest import FaceRecord
 from thurl.forensics.exif.manipulations import draw_manipulation, manipulate, resample
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.settings import CameraSettings
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
+from thurl.forensics.faces import CascadeDetector, Face, average_landmarks, read_landmarks
+from thurl.forensics.processing import FaceImageProcessor
 
 
 SETTINGS = (

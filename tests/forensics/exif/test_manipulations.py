@@ -21,7 +21,7 @@ from thurl.forensics.exif.manipulations import (
     resample,
     warp,
 )
-from thurl.forensics.exif.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
+from thurl.forensics.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
 
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "exif_manipulations.npz")

@@ -15,11 +15,11 @@ from thurl.forensics.exif.landmarks import with_average_landmarks
 from thurl.forensics.exif.manifest import read_manifest, write_manifest
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 from thurl.forensics.exif.pretext import PretextEvaluator, metric_names, task_readings
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scan import scan_folder
 from thurl.forensics.exif.settings import CameraSettings
 from thurl.forensics.exif.tasks import OFFICIAL_COLUMNS, class_names
 from thurl.forensics.exif.tiny import tiny_blades_config, tiny_encoder_config
+from thurl.forensics.processing import FaceImageProcessor
 
 
 PROCESSOR = FaceImageProcessor(size=24)

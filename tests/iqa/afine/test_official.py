@@ -212,7 +212,7 @@ def test_training_starts_from_any_stock_clip(stock, tmp_path):
     stock.save_pretrained(tmp_path / "whole")
     CLIPVisionModel(stock.config.vision_config).save_pretrained(tmp_path / "vision")
     names, own = vision_names(2), stock.vision_model.state_dict()
-    state = {f"visual.{key}": to_openai([own[name] for name in ours]) for key, ours in names.items()}
+    state = {f"visual.{key}": to_openai(key, [own[name] for name in ours]) for key, ours in names.items()}
     state |= {"visual.proj": torch.zeros(64, 8), "logit_scale": torch.zeros(()), "ln_final.weight": torch.zeros(3)}
     write(tmp_path / "openai.pt", {"state_dict": {f"module.{key}": tensor.half() for key, tensor in state.items()}})
     for place in ("whole", "openai.pt"):

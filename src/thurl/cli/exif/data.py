@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thurl.cli.exif.options import Debug, Json, Overwrite
 from thurl.cli.output import check_new, check_plot, echo_json
+from thurl.cli.picture_options import Debug, Json, Overwrite
 from thurl.cli.progress import progress
 from thurl.errors import DataError, MissingRequirementError, UsageError
 
@@ -200,7 +200,7 @@ def convert(
     import torch
 
     from thurl.forensics.exif.official import DETECTOR_FILE, convert_checkpoint
-    from thurl.forensics.exif.processing import FaceImageProcessor
+    from thurl.forensics.processing import FaceImageProcessor
 
     torch.manual_seed(seed)
     converted = convert_checkpoint(

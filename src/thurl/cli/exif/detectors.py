@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thurl.cli.exif.options import (
+from thurl.cli.exif.options import DetectorFile, detector_path, open_tower, table_of
+from thurl.cli.output import check_new, echo_json, number
+from thurl.cli.picture_options import (
     PICTURES,
     AllowOutside,
     BatchSize,
     Boxes,
     Debug,
-    DetectorFile,
     Device,
     Images,
     Json,
@@ -25,11 +26,7 @@ from thurl.cli.exif.options import (
     Recursive,
     Source,
     Workers,
-    detector_path,
-    open_tower,
-    table_of,
 )
-from thurl.cli.output import check_new, echo_json, number
 from thurl.errors import DataError, UsageError
 
 

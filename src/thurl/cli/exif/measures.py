@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from thurl.cli.exif.detectors import CALIBRATED, FITTED, overlap
-from thurl.cli.exif.options import (
+from thurl.cli.exif.options import DetectorFile, detector_path, open_tower, table_of
+from thurl.cli.output import check_new, finish_document, table
+from thurl.cli.picture_options import (
     AllowOutside,
     BatchSize,
     Boxes,
     Debug,
-    DetectorFile,
     Device,
     Images,
     Json,
@@ -25,11 +24,7 @@ from thurl.cli.exif.options import (
     Overwrite,
     Source,
     Workers,
-    detector_path,
-    open_tower,
-    table_of,
 )
-from thurl.cli.output import check_new, echo_json, jsonable, table
 from thurl.cli.progress import progress
 from thurl.errors import UsageError
 
@@ -116,7 +111,7 @@ def evaluate(
     real = tables.pop("")
     result = evaluate_tables(loaded, real, tables, rule, limit=limit, match=match, seed=seed)
     document = {**_source(model, path, photographs, generated, seen), **result}
-    _finish(document, output, as_json)
+    finish_document(document, output, as_json)
     if as_json:
         return
     rows = [[name, entry["n"], *(entry[key] for key in _COLUMNS)] for name, entry in result["generators"].items()]
@@ -167,12 +162,12 @@ def robustness(
     source = Source(True, images, boxes, allow_outside)
     groups = _groups(photographs, generated, source)
     from thurl.forensics.exif.detector import load_detector
-    from thurl.forensics.exif.evaluation import PERTURBATIONS, robustness_report
+    from thurl.forensics.exif.evaluation import robustness_report
     from thurl.forensics.exif.scoring import Rule, threshold_of
+    from thurl.forensics.perturbations import PERTURBATIONS, check_perturbations
 
     names = list(dict.fromkeys(perturbation or PERTURBATIONS))
-    if unknown := [name for name in names if name not in PERTURBATIONS]:
-        raise UsageError(f"--perturbation {', '.join(unknown)}: there are {', '.join(PERTURBATIONS)}")
+    check_perturbations(names)
     rule = Rule(rate=fpr, domain=domain, official=official)
     loaded = load_detector(path)
     threshold_of(loaded, rule)
@@ -193,7 +188,7 @@ def robustness(
             match=match,
             seed=seed,
         )
-    _finish({**_source(model, path, photographs, generated, seen), "perturbations": report}, output, as_json)
+    finish_document({**_source(model, path, photographs, generated, seen), "perturbations": report}, output, as_json)
     if as_json:
         return
     generators = list(next(iter(report.values()))["generators"])
@@ -253,17 +248,6 @@ def _source(
         "inputs": {"photographs": list(photographs), "generated": list(generated)},
         "photographs_seen_before": dict(seen),
     }
-
-
-def _finish(document: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    if output is not None:
-        from thurl.training.results import environment, write_atomically
-
-        whole = jsonable({"command": sys.argv[1:], "environment": environment(), **document})
-        write_atomically(output, json.dumps(whole, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
-        typer.echo(f"written to {output}", err=True)
-    if as_json:
-        echo_json(document)
 
 
 def _threshold(result: Mapping[str, Any]) -> str:

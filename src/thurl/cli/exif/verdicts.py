@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thurl.cli.devices import usable_device
-from thurl.cli.exif.options import (
+from thurl.cli.exif.options import DetectorFile, detector_path, open_tower
+from thurl.cli.output import check_new, echo_json, number
+from thurl.cli.picture_options import (
     PICTURES,
     AllowOutside,
     BatchSize,
     Boxes,
     Debug,
-    DetectorFile,
     Device,
     Images,
     Model,
@@ -23,10 +24,7 @@ from thurl.cli.exif.options import (
     Recursive,
     Source,
     Workers,
-    detector_path,
-    open_tower,
 )
-from thurl.cli.output import check_new, echo_json, number
 from thurl.cli.progress import progress
 from thurl.errors import DataError, UsageError
 from thurl.messages import printable

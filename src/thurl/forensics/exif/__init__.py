@@ -17,7 +17,7 @@ _PUBLIC = {
     "ExifOrdinalConfig": "thurl.forensics.exif.config",
     "ExifOrdinalModel": "thurl.forensics.exif.ordinal",
     "FaceDetector": "thurl.forensics.exif.scoring",
-    "FaceImageProcessor": "thurl.forensics.exif.processing",
+    "FaceImageProcessor": "thurl.forensics.processing",
     "FeatureTower": "thurl.forensics.exif.features",
     "Rule": "thurl.forensics.exif.scoring",
     "convert_checkpoint": "thurl.forensics.exif.official",
@@ -69,9 +69,9 @@ if TYPE_CHECKING:
     from thurl.forensics.exif.fitting import fit_binary, fit_one_class
     from thurl.forensics.exif.official import convert_checkpoint
     from thurl.forensics.exif.ordinal import ExifOrdinalModel
-    from thurl.forensics.exif.processing import FaceImageProcessor
     from thurl.forensics.exif.scan import scan_folder
     from thurl.forensics.exif.scoring import FaceDetector, Rule
+    from thurl.forensics.processing import FaceImageProcessor
 
 
 def __getattr__(name: str) -> Any:

@@ -2,17 +2,13 @@
 
 "Bi-Level Optimization for Self-Supervised AI-Generated Face Detection", arXiv 2507.22824, with the official code
 (GitHub `MZMMSEC/AIGFD_BLO`): `logits = exp(logit_scale) v t^T`, v the encoder's features and t the prompts' features
-of CLIP's text tower behind a linear layer, both at length 1; softmax within each task only.
-
-Deliberate differences, none of which changes a number: prompts are padded to the longest of them (17 tokens) and not
-to 77, which the causal mask hides anyway; in evaluation the prompts are encoded once per set of weights. A zero
-feature stays zero instead of becoming NaN.
+of CLIP's text tower behind a linear layer, both at length 1 (`thurl.forensics.joint_embedding`); softmax within each
+task only. Deliberate difference: a zero feature stays zero instead of becoming NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +16,10 @@ from transformers import CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 
 from thurl.forensics.exif.config import BladesConfig
-from thurl.forensics.exif.encoder import ExifEncoder, unit_features
+from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.losses import blades_terms, gathered_labels, present_tasks, total_loss
 from thurl.forensics.exif.outputs import ExifOutput
+from thurl.forensics.joint_embedding import KeptFeatures, joint_logits, padded_prompts, unit_features
 
 
 __all__ = ["BladesModel"]
@@ -44,7 +41,7 @@ class BladesModel(PreTrainedModel):
         self.text = CLIPTextModelWithProjection._from_config(config.text_config)
         self.text_fc = nn.Linear(config.text_config.projection_dim, width)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
-        self._cached: _CachedText | None = None
+        self._kept = KeptFeatures()
         self.post_init()
 
     def forward(
@@ -56,12 +53,9 @@ class BladesModel(PreTrainedModel):
             pixel_values: (B, 3, H, W), normalised.
             labels: as `compute_terms` takes them; None computes no loss.
         """
-        features = self.image_features(pixel_values)
-        text = unit_features(self.text_features())
-        # Under autocast the product would be rounded to half precision, too coarse for pairs of expected levels.
-        with torch.autocast(features.device.type, enabled=False):
-            logits = self.logit_scale.to(features.dtype).exp() * features @ text.to(features.dtype).T
-        output = ExifOutput(scores=logits, features=features)
+        raw = self.visual(pixel_values).features
+        logits = joint_logits(raw, self.text_features(), scale=self.logit_scale.exp(), normalize=True)
+        output = ExifOutput(scores=logits, features=unit_features(raw))
         if labels is not None:
             # Pairs of all processes, and a mean over all rows that have a label.
             everything, known = gathered_labels(logits, labels)
@@ -92,28 +86,10 @@ class BladesModel(PreTrainedModel):
         Computed anew whenever a gradient may be wanted. Otherwise kept, until a weight of the text side changes.
         """
         weights = [*self.text.parameters(), *self.text_fc.parameters()]
-        # torch counts changes in place, except of tensors that were made in inference mode. `Module.to` gives a weight
-        # other memory without counting.
-        if self.training or torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
-            self._cached = None
-            return self._encode_prompts()
-        kind = self.text_fc.weight.device.type
-        state = (
-            [(weight, weight._version, weight.data_ptr(), weight.dtype) for weight in weights],
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        )
-        if self._cached is None or not self._cached.holds(*state):
-            self._cached = _CachedText(*state, self._encode_prompts())
-        return self._cached.features
-
-    def __getstate__(self) -> dict:
-        # A copy's weights count their changes anew, which could hide one from a copied cache.
-        return {**self.__dict__, "_cached": None}
+        return self._kept.get(weights, self._encode_prompts, training=self.training)
 
     def _encode_prompts(self) -> torch.Tensor:
-        longest = max(map(len, self.config.prompt_ids))
-        padded = [[*ids, *[0] * (longest - len(ids))] for ids in self.config.prompt_ids]
-        ids = torch.tensor(padded, device=self.text_fc.weight.device)
+        ids = padded_prompts(self.config.prompt_ids, self.text_fc.weight.device)
         return self.text_fc(self.text(input_ids=ids).text_embeds)
 
     @torch.no_grad()
@@ -124,16 +100,3 @@ class BladesModel(PreTrainedModel):
             init.uniform_(module.bias, -bound, bound)
         elif module is self:
             init.constant_(self.logit_scale, float(self.config.logit_scale_init))
-
-
-class _CachedText:
-    """Features of the prompts and what they were computed from. Holds the weights, so that no other object can take
-    the place of one unnoticed."""
-
-    def __init__(self, state: list[tuple[Any, ...]], autocast: torch.dtype | None, features: torch.Tensor):
-        self.state, self.autocast, self.features = state, autocast, features
-
-    def holds(self, state: list[tuple[Any, ...]], autocast: torch.dtype | None) -> bool:
-        return self.autocast == autocast and all(
-            mine[0] is yours[0] and mine[1:] == yours[1:] for mine, yours in zip(self.state, state, strict=True)
-        )

@@ -32,7 +32,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from thurl.errors import UsageError
-from thurl.forensics.exif.crop import central_box
+from thurl.forensics.crop import central_box
 from thurl.forensics.exif.settings import RAW_TAGS
 
 
@@ -245,7 +245,7 @@ def _scenes(rngs: list[np.random.Generator], size: int) -> np.ndarray:
 
 
 def _with_mask(scene: np.ndarray, random: np.ndarray, size: int) -> np.ndarray:
-    """Eyes, nose and mouth where `thurl.forensics.exif.landmarks.average_landmarks` has them, moved a little."""
+    """Eyes, nose and mouth where `thurl.forensics.faces.average_landmarks` has them, moved a little."""
     left, _, right, _ = central_box((size, size))
     place = (np.arange(scene.shape[1]) - _MARGIN + 0.5 - left) / (right - left)
     x = place[None, None, :] - _SHIFT * random[:, 0, None, None]

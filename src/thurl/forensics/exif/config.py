@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 
 from thurl.forensics.exif.tasks import OFFICIAL_COLUMNS, TASKS, class_names, prompts
+from thurl.forensics.joint_embedding import prompt_problem
 
 
 __all__ = ["BladesConfig", "ExifEncoderConfig", "ExifOrdinalConfig", "FaceHeadConfig"]
@@ -125,7 +126,8 @@ class BladesConfig(PreTrainedConfig):
         for task, width in self.columns.items():
             class_names(task, width)  # raises for a width the task cannot have
         self.prompt_ids = self._prompts() if self.prompt_ids is None else [list(ids) for ids in self.prompt_ids]
-        self._check_prompts()
+        if problem := prompt_problem(self.prompt_ids, self.text_config, sum(self.columns.values())):
+            raise ValueError(problem)
         _require_positive(rank_scale=self.rank_scale)
         super().__post_init__(**kwargs)
 
@@ -141,25 +143,6 @@ class BladesConfig(PreTrainedConfig):
                 )
             chosen += own[:width]
         return chosen
-
-    def _check_prompts(self) -> None:
-        text, total = self.text_config, sum(self.columns.values())
-        if len(self.prompt_ids) != total:
-            raise ValueError(f"prompt_ids: {len(self.prompt_ids)} prompts for {total} columns; one per column")
-        for number, ids in enumerate(self.prompt_ids):
-            if not ids or len(ids) > text.max_position_embeddings:
-                raise ValueError(
-                    f"prompt {number} has {len(ids)} tokens; 1 to {text.max_position_embeddings} fit the text tower"
-                )
-            if min(ids) < 0 or max(ids) >= text.vocab_size:
-                raise ValueError(
-                    f"prompt {number} has token ids {min(ids)} to {max(ids)}; the vocabulary of `text_config` is "
-                    f"0 to {text.vocab_size - 1}. Give `prompt_ids` that fit it."
-                )
-            if text.eos_token_id not in ids:
-                raise ValueError(
-                    f"prompt {number} lacks the end token {text.eos_token_id}, whose position the text tower reads"
-                )
 
 
 class FaceHeadConfig(PreTrainedConfig):

@@ -5,17 +5,15 @@ Every item is a function of (seed, epoch, index): the same in any process, with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from thurl.data.images import open_image
 from thurl.errors import UsageError
-from thurl.forensics.exif.crop import face_square
+from thurl.forensics.crop import face_square
 from thurl.forensics.exif.manifest import FaceRecord
 from thurl.forensics.exif.manipulations import (
     MANIPULATIONS,
@@ -28,15 +26,16 @@ from thurl.forensics.exif.manipulations import (
     manipulate,
     resample,
 )
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, TASKS
-from thurl.messages import nearest
+from thurl.forensics.processing import FaceImageProcessor
+from thurl.forensics.weights import weight_problems
+from thurl.training.epochs import EpochDataset
 
 
 __all__ = ["CameraFaces", "collate_faces"]
 
 
-class CameraFaces(Dataset):
+class CameraFaces(EpochDataset):
     """Map-style data set of the pretext tasks.
 
     An item is `{"pixel_values": (3, size, size) float32, "labels": {task: tensor}}`: the ordinal settings as float32
@@ -68,32 +67,24 @@ class CameraFaces(Dataset):
         regions: int = 3,
         seed: int = 0,
     ):
+        super().__init__()
         self.records = list(records)
         if not self.records:
             raise UsageError("the data set is empty; it must hold at least one photograph")
         if regions not in (2, 3):
             raise UsageError(f"regions is {regions}; it must be 2 (mouth, eye) or 3 (mouth, eye, nose)")
         if manipulations is not None:
-            _check(manipulations)
+            problems = weight_problems("manipulations", manipulations, (PHOTOGRAPH, *MANIPULATIONS))
+            if problems:
+                raise UsageError(problems)
         self.processor = processor
         self.manipulations = None if manipulations is None else dict(manipulations)
         self.match_resampling = match_resampling
         self.regions = regions
         self.seed = seed
-        # In shared memory: workers that outlive an epoch must see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's edits; `accelerate` calls it. Reaches running workers, too."""
-        self._epoch.fill_(int(epoch))
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose edits are drawn."""
-        return int(self._epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Item `index` of the current epoch.
@@ -197,16 +188,3 @@ def collate_faces(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items of `CameraFaces` to a batch: `pixel_values` (B, 3, H, W), `labels` task to (B,) or (B, regions)."""
     labels = {task: torch.stack([item["labels"][task] for item in items]) for task in TASKS}
     return {"pixel_values": torch.stack([item["pixel_values"] for item in items]), "labels": labels}
-
-
-def _check(weights: Mapping[str, float]) -> None:
-    known = (PHOTOGRAPH, *MANIPULATIONS)
-    problems = [
-        f"manipulations: {name!r} is unknown{nearest(name, known)}; names: {', '.join(known)}"
-        for name in weights
-        if name not in known
-    ]
-    if any(not (math.isfinite(w) and w >= 0) for w in weights.values()) or not sum(weights.values()) > 0:
-        problems.append(f"manipulations is {dict(weights)}; it must be weights of 0 or more, at least one above 0")
-    if problems:
-        raise UsageError(problems)

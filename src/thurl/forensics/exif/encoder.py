@@ -22,10 +22,7 @@ from transformers.utils import ModelOutput
 from thurl.forensics.exif.config import ExifEncoderConfig
 
 
-__all__ = ["EncoderOutput", "ExifEncoder", "encoder_fingerprint", "unit_features"]
-
-# Smaller norms are as good as zero: far below any feature, far above what 1 / norm would turn into infinite gradients.
-_SMALLEST_NORM = 1e-6
+__all__ = ["EncoderOutput", "ExifEncoder", "encoder_fingerprint"]
 
 
 @dataclass
@@ -98,19 +95,6 @@ class ExifEncoder(PreTrainedModel):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
-
-
-def unit_features(features: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1, in float32 or better; a row of zeros stays zero.
-
-    The official code divides by the bare norm, which makes NaN of a zero feature. A row longer than 1e-6 is the same
-    here as there.
-
-    Args:
-        features: (..., d), any floating dtype.
-    """
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    return functional.normalize(wide, dim=-1, eps=_SMALLEST_NORM)
 
 
 def encoder_fingerprint(encoder: ExifEncoder) -> str:

@@ -10,27 +10,24 @@ with the separation. A generator whose faces score too high rather than too low 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 
 from thurl.binary_metrics import average_precision, roc_auc
-from thurl.data.images import ImageError, open_image
-from thurl.errors import DataError, UsageError
+from thurl.errors import DataError
 from thurl.forensics.exif.calibration import Calibration, smallest_sample
 from thurl.forensics.exif.detector import Detector
-from thurl.forensics.exif.features import FeatureTable, FeatureTower, Picture, extract_features
+from thurl.forensics.exif.features import FeatureTable, FeatureTower, extract_features
 from thurl.forensics.exif.scoring import Rule, threshold_of
+from thurl.forensics.perturbations import PERTURBATIONS, SpoiledPictures, check_perturbations
+from thurl.forensics.reading import Picture
 
 
-__all__ = ["PERTURBATIONS", "evaluate_scores", "evaluate_tables", "robustness_report"]
+__all__ = ["evaluate_scores", "evaluate_tables", "robustness_report"]
 
 _LIMIT = 5000
 
@@ -137,61 +134,6 @@ def evaluate_tables(
 # --- robustness ------------------------------------------------------------------------------------------------------
 
 
-def _jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
-    def apply(image: Image.Image) -> Image.Image:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        with Image.open(io.BytesIO(buffer.getvalue())) as coded:
-            return coded.convert("RGB")
-
-    return apply
-
-
-def _half(image: Image.Image) -> Image.Image:
-    size = (max(1, image.width // 2), max(1, image.height // 2))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-PERTURBATIONS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
-    {
-        "none": lambda image: image,
-        "jpeg_95": _jpeg(95),
-        "jpeg_75": _jpeg(75),
-        "jpeg_50": _jpeg(50),
-        "resize_0.5": _half,
-        "blur_1": lambda image: image.filter(ImageFilter.GaussianBlur(1.0)),
-    }
-)
-"""What happens to pictures on their way: recompression, half the size, a blur of 1 pixel."""
-
-
-@dataclass(frozen=True)
-class _Spoiled:
-    """Pictures of a list, opened and changed one batch at a time, and their face boxes in the changed ones."""
-
-    pictures: Sequence[Picture]
-    boxes: Sequence[Sequence[float] | None] | None
-    change: Callable[[Image.Image], Image.Image]
-    upright: bool
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def one(self, place: int) -> tuple[Picture, Sequence[float] | None]:
-        picture = self.pictures[place]
-        box = None if self.boxes is None else self.boxes[place]
-        try:
-            source = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-            opened = open_image(source, upright=self.upright)
-        except ImageError:
-            return picture, box  # the tower says what is wrong with it
-        changed = self.change(opened)
-        if box is not None:
-            scale = [after / before for after, before in zip(changed.size, opened.size, strict=True)] * 2
-            box = [side * share for side, share in zip(box, scale, strict=True)]
-        return changed, box
-
-
 def robustness_report(
     tower: FeatureTower,
     detector: Detector,
@@ -227,8 +169,7 @@ def robustness_report(
         UsageError: an unknown perturbation.
         DataError: as `evaluate_tables`.
     """
-    if unknown := [name for name in perturbations if name not in PERTURBATIONS]:
-        raise UsageError(f"perturbations {', '.join(unknown)}: there are {', '.join(PERTURBATIONS)}")
+    check_perturbations(perturbations)
     detector.check_encoder(tower.encoder)
     upright = bool(getattr(tower.processor, "upright", False))
     report = {}
@@ -236,7 +177,7 @@ def robustness_report(
     for name in perturbations:
         tables = {}
         for group, pictures in {"": photographs, **generated}.items():
-            spoiled = _Spoiled(pictures, (boxes or {}).get(group), PERTURBATIONS[name], upright)
+            spoiled = SpoiledPictures(pictures, (boxes or {}).get(group), PERTURBATIONS[name], upright)
             parts = []
             for start in range(0, len(spoiled), chunk):
                 changed = [spoiled.one(place) for place in range(start, min(start + chunk, len(spoiled)))]

@@ -19,10 +19,10 @@ import torch
 from thurl.data.images import ImageError
 from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.blades import BladesModel
-from thurl.forensics.exif.features import Picture, picture_name
 from thurl.forensics.exif.losses import HEADS
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
 from thurl.forensics.exif.tasks import CATEGORICAL_TASKS, ORDINAL_TASKS, class_names, columns_of
+from thurl.forensics.reading import Picture, picture_name
 from thurl.ranking import expected_level
 
 

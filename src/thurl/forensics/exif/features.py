@@ -9,25 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from thurl.data.images import ImageError
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint
+from thurl.forensics.reading import Picture, PictureReader, picture_name
 
 
 __all__ = ["FeatureTable", "FeatureTower", "extract_features", "load_features", "save_features", "visual_tower"]
-
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 _KEY = "thurl_exif_features"
 
@@ -61,7 +56,7 @@ class FeatureTower:
 
     Args:
         model: `ExifEncoder`, or a model that has one as `visual`. Put into evaluation mode.
-        processor: makes `pixel_values` of pictures, `thurl.forensics.exif.processing.FaceImageProcessor`.
+        processor: makes `pixel_values` of pictures, `thurl.forensics.processing.FaceImageProcessor`.
         batch_size: pictures that go through the encoder together. It does not change features beyond the rounding of
             float32.
         workers: threads that decode pictures while the encoder works; 0 decodes in between.
@@ -71,12 +66,9 @@ class FeatureTower:
     """
 
     def __init__(self, model: Any, processor: Any, *, batch_size: int = 32, workers: int = 0):
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: at least 1 is needed")
+        self._reader = PictureReader(processor, batch_size=batch_size, workers=workers)
         self.encoder = visual_tower(model).eval()
-        self.processor = processor
-        self.batch_size = batch_size
-        self.workers = workers
+        self.processor, self.batch_size = processor, batch_size
         self.fingerprint = encoder_fingerprint(self.encoder)
 
     @property
@@ -100,45 +92,14 @@ class FeatureTower:
         Raises:
             UsageError: another number of boxes.
         """
-        if boxes is not None and len(boxes) != len(pictures):
-            raise UsageError(f"{len(boxes)} boxes for {len(pictures)} pictures; one each, None for a whole picture")
-        tasks = [(picture, None if boxes is None else boxes[place]) for place, picture in enumerate(pictures)]
-        chunks = [tasks[start : start + self.batch_size] for start in range(0, len(tasks), self.batch_size)]
-        if self.workers < 1:
-            for chunk in chunks:
-                yield self._encode([self._read(*task) for task in chunk])
-            return
-        with ThreadPoolExecutor(self.workers) as pool:
-            ahead = [pool.map(self._call, chunk) for chunk in chunks[:2]]
-            for number in range(len(chunks)):
-                read = list(ahead.pop(0))
-                if number + 2 < len(chunks):
-                    ahead.append(pool.map(self._call, chunks[number + 2]))
-                yield self._encode(read)
-
-    def _call(self, task: tuple[Picture, Sequence[float] | None]) -> tuple[str, torch.Tensor | None]:
-        return self._read(*task)
-
-    def _read(self, picture: Picture, box: Sequence[float] | None) -> tuple[str, torch.Tensor | None]:
-        try:
-            pixels = self.processor([picture], boxes=[box], return_tensors="pt")["pixel_values"][0]
-        except (ImageError, ValueError) as error:
-            return str(error) or type(error).__name__, None
-        return "", pixels
-
-    def _encode(self, read: Sequence[tuple[str, torch.Tensor | None]]) -> tuple[list[str], torch.Tensor]:
-        errors = [error for error, _ in read]
-        good = [pixels for _, pixels in read if pixels is not None]
-        features = torch.full((len(read), self.encoder.config.feature_size), torch.nan)
-        if good:
-            device = self.encoder.conv1.weight.device
-            with torch.no_grad():
-                found = self.encoder(torch.stack(good).to(device)).features.float().cpu()
-            features[torch.tensor([not error for error in errors])] = found
-        for place, error in enumerate(errors):
-            if not error and not features[place].isfinite().all():
-                errors[place], features[place] = "the encoder's features are not finite", torch.nan
-        return errors, features
+        device = self.encoder.conv1.weight.device
+        yield from self._reader.encoded(
+            pictures,
+            boxes,
+            lambda pixels: self.encoder(pixels.to(device)).features,
+            self.encoder.config.feature_size,
+            "the encoder's features",
+        )
 
 
 def visual_tower(model: Any) -> ExifEncoder:
@@ -170,11 +131,6 @@ def extract_features(
             progress(len(errors))
     names = [picture_name(picture, place) for place, picture in enumerate(pictures)]
     return FeatureTable(torch.cat(parts), names, errors, tower.fingerprint, tower.transform)
-
-
-def picture_name(picture: Picture, place: int) -> str:
-    """What a report calls a picture: its path where it has one."""
-    return os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else f"picture {place}"
 
 
 def save_features(table: FeatureTable, path: str | os.PathLike[str]) -> None:

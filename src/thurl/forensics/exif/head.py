@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from thurl.forensics.exif.config import FaceHeadConfig
-from thurl.forensics.exif.encoder import unit_features
+from thurl.forensics.joint_embedding import unit_features
 from thurl.training.method_output import MethodOutput
 
 

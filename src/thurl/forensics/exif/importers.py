@@ -204,7 +204,7 @@ def read_fdf_boxes(path: str | os.PathLike[str]) -> dict[str, tuple[float, float
     """Face boxes of Flickr Diverse Faces (`fdf_metainfo.json`): picture id to (left, top, right, bottom).
 
     Returns:
-        Fractions of the picture's side, as in the file; `thurl.forensics.exif.crop.official_crop` takes them.
+        Fractions of the picture's side, as in the file; `thurl.forensics.crop.official_crop` takes them.
 
     Raises:
         MissingRequirementError: no such file.

@@ -18,7 +18,6 @@ import csv
 import glob
 import hashlib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from thurl.data.formats.tables import image_path
 from thurl.data.records import RowProblems
 from thurl.errors import DataError
 from thurl.forensics.exif.reader import MAX_BYTES, read_file
+from thurl.forensics.json_lines import json_lines
 
 
 __all__ = ["ENDINGS", "Pictures", "content_marks", "find_pictures", "read_picture_list"]
@@ -130,13 +130,13 @@ def read_picture_list(
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-    rows = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(path.suffix.lower())
-    if rows is None:
+    if path.suffix.lower() not in _LISTS:
         raise DataError(f"{path}: a list of pictures ends in {' or '.join(_LISTS)}")
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else json_lines(text)
     root = path.parent if images is None else Path(images)
     problems = RowProblems(str(path))
     found: list[tuple[Path, Box | None]] = []
-    for number, row in rows(path, text):
+    for number, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
@@ -212,18 +212,6 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             yield reader.line_num, entry
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file (line {reader.line_num}: {error})") from None
-
-
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, DataError(f"not a JSON object: {error}")
-            continue
-        yield number, row if isinstance(row, dict) else DataError(f"a {type(row).__name__} instead of a JSON object")
 
 
 def _number(text: str) -> Any:

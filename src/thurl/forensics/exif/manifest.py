@@ -19,9 +19,7 @@ Only `image` must be there. Pixels are those of the stored picture, before EXIF 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +28,12 @@ from typing import Any
 
 from thurl.data.formats.tables import image_path
 from thurl.data.records import RowProblems
-from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.errors import DataError, MissingRequirementError
 from thurl.forensics.exif.settings import NOT_WRITTEN, PLAUSIBLE, SETTINGS, CameraSettings
 from thurl.forensics.exif.tasks import ORDINAL_TASKS, class_names
-from thurl.messages import nearest
+from thurl.forensics.faces import POINTS
+from thurl.forensics.json_lines import check_keys, json_lines, mapping_value, numbers_value, text_value
+from thurl.forensics.splits import assign_parts, connected_units
 from thurl.training.results import write_atomically
 
 
@@ -41,8 +41,6 @@ __all__ = ["PARTS", "FaceRecord", "read_manifest", "split_records", "write_manif
 
 PARTS: Mapping[str, float] = {"train": 0.7, "outer": 0.1, "validation": 0.1, "calibration": 0.1}
 """Default parts: inner and outer batches of the bi-level step, model choice, and thresholds of the detector."""
-
-POINTS = 68
 
 _KEYS = ("image", *SETTINGS, "absent", "group", "camera", "size", "sha256", "box", "landmarks", "edited")
 
@@ -109,18 +107,18 @@ def read_manifest(
     problems = RowProblems(str(path), "Correct or remove these lines.")
     records: list[FaceRecord] = []
     seen: dict[str, int] = {}
-    for row, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(text):
         try:
-            record = _from_json(line, root, allow_outside)
+            if isinstance(row, DataError):
+                raise row
+            record = _from_json(row, root, allow_outside)
         except DataError as error:
-            problems.add(row, str(error))
+            problems.add(number, str(error))
             continue
         if record.image in seen:
-            problems.add(row, f"{record.image} is already in line {seen[record.image]}")
+            problems.add(number, f"{record.image} is already in line {seen[record.image]}")
         else:
-            seen[record.image] = row
+            seen[record.image] = number
             records.append(record)
     problems.raise_if_any()
     if not records:
@@ -149,24 +147,14 @@ def split_records(
         UsageError: wrong `parts`.
         DataError: fewer groups than parts.
     """
-    if not parts or min(parts.values()) <= 0 or abs(sum(parts.values()) - 1) > 1e-6:
-        raise UsageError(f"parts is {dict(parts)}; it must be names with positive shares that add up to 1")
     units = _units(records)
-    names = sorted(set(units), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest() + name.encode())
-    if len(names) < len(parts):
-        raise DataError(
-            f"{len(records)} photographs form {len(names)} group{'s' if len(names) != 1 else ''} and "
-            f"{len(parts)} parts ({', '.join(parts)}) need one each; give more pictures or smaller groups "
-            "(group_by='file' when scanning)"
-        )
-    part_of: dict[str, str] = {}
-    start, share = 0, 0.0
-    for place, (part, size) in enumerate(parts.items()):
-        share += size
-        rest = len(parts) - place - 1
-        end = min(max(round(share * len(names)), start + 1), len(names) - rest)
-        part_of.update(dict.fromkeys(names[start:end], part))
-        start = end
+    part_of = assign_parts(
+        units,
+        parts,
+        seed=seed,
+        what=f"{len(records)} photographs",
+        fix="give more pictures or smaller groups (group_by='file' when scanning)",
+    )
     result: dict[str, list[FaceRecord]] = {part: [] for part in parts}
     for record, unit in zip(records, units, strict=True):
         result[part_of[unit]].append(record)
@@ -175,21 +163,11 @@ def split_records(
 
 def _units(records: Sequence[FaceRecord]) -> list[str]:
     """One name per record: its group, joined with the groups that hold a copy of one of its files."""
-    root: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while root.setdefault(name, name) != name:
-            root[name] = root[root[name]]
-            name = root[name]
-        return name
-
     # The content names a picture without a group where it is known: the folder it lies in must not matter.
     own = [f"group {r.group}" if r.group else f"image {r.sha256 or r.image}" for r in records]
-    for record, name in zip(records, own, strict=True):
-        if record.sha256:
-            a, b = sorted((find(name), find(f"zsha256 {record.sha256}")))
-            root[b] = a
-    return [find(name) for name in own]
+    return connected_units(
+        [name, f"zsha256 {r.sha256}"] if r.sha256 else [name] for name, r in zip(own, records, strict=True)
+    )
 
 
 def _to_json(record: FaceRecord) -> dict[str, Any]:
@@ -201,18 +179,10 @@ def _to_json(record: FaceRecord) -> dict[str, Any]:
     return line
 
 
-def _from_json(line: str, root: Path, allow_outside: bool) -> FaceRecord:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not a JSON object: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"a {type(row).__name__} instead of a JSON object")
-    for key in row:
-        if key not in _KEYS:
-            raise DataError(f"key {key!r} is unknown{nearest(key, _KEYS)}; keys: {', '.join(_KEYS)}")
+def _from_json(row: Mapping[str, Any], root: Path, allow_outside: bool) -> FaceRecord:
+    check_keys(row, _KEYS)
     values: dict[str, float | str] = {}
-    reasons = _mapping(row, "absent")
+    reasons = mapping_value(row, "absent")
     absent: dict[str, str] = {}
     for name in SETTINGS:
         value = row.get(name)
@@ -222,25 +192,25 @@ def _from_json(line: str, root: Path, allow_outside: bool) -> FaceRecord:
             values[name] = _setting(name, value)
     box = row.get("box")
     if box is not None:
-        box = _numbers(box, "box", 4)
+        box = numbers_value(box, "box", 4)
         if box[2] <= box[0] or box[3] <= box[1]:
             raise DataError(f"box is {list(box)}; right and bottom must lie beyond left and top")
     points = row.get("landmarks")
     if points is not None:
         if not isinstance(points, list) or len(points) != POINTS:
             raise DataError(f"landmarks must be {POINTS} points [x, y]")
-        points = tuple(_numbers(point, "landmarks", 2) for point in points)
+        points = tuple(numbers_value(point, "landmarks", 2) for point in points)
     size = row.get("size")
     edited = {
-        name: image_path(root, str(p), allow_outside=allow_outside) for name, p in _mapping(row, "edited").items()
+        name: image_path(root, str(p), allow_outside=allow_outside) for name, p in mapping_value(row, "edited").items()
     }
     return FaceRecord(
-        image=image_path(root, _text(row, "image"), allow_outside=allow_outside),
+        image=image_path(root, text_value(row, "image"), allow_outside=allow_outside),
         settings=CameraSettings(values, absent),
-        group=_text(row, "group"),
-        camera=_text(row, "camera"),
-        size=None if size is None else tuple(int(n) for n in _numbers(size, "size", 2)),  # type: ignore[arg-type]
-        sha256=_text(row, "sha256"),
+        group=text_value(row, "group"),
+        camera=text_value(row, "camera"),
+        size=None if size is None else tuple(int(n) for n in numbers_value(size, "size", 2)),  # type: ignore[arg-type]
+        sha256=text_value(row, "sha256"),
         box=box,
         landmarks=points,
         edited=edited,
@@ -256,26 +226,3 @@ def _setting(name: str, value: object) -> float | str:
     if value not in class_names(name):
         raise DataError(f"{name} is {value!r}; it must be one of {', '.join(class_names(name))}, or null")
     return str(value)
-
-
-def _numbers(value: object, key: str, count: int) -> tuple[Any, ...]:
-    fine = isinstance(value, list) and len(value) == count
-    if not fine or any(isinstance(n, bool) or not isinstance(n, (int, float)) or not math.isfinite(n) for n in value):  # type: ignore[attr-defined]
-        raise DataError(f"{key} is {value!r}; it must be {count} finite numbers")
-    return tuple(value)  # type: ignore[arg-type]
-
-
-def _mapping(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = row.get(key) or {}
-    if not isinstance(value, dict):
-        raise DataError(f"{key} is {value!r}; it must be an object")
-    return value
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{key} is {value!r}; it must be a text")
-    return value

@@ -26,7 +26,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from thurl.forensics.exif.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
+from thurl.forensics.pixels import bilinear_resize, blend_weights, diamond_around_line, sample_bilinear
+from thurl.forensics.weights import draw_name
 
 
 __all__ = [
@@ -97,9 +98,7 @@ def labels_of(name: str, regions: int = 3) -> tuple[int, tuple[int, ...]]:
 
 def draw_manipulation(rng: np.random.Generator, weights: Mapping[str, float] = OFFICIAL_WEIGHTS) -> str:
     """One name, with chances proportional to `weights` (numbers of 0 or more, not all 0)."""
-    names = list(weights)
-    chances = np.array([weights[name] for name in names], dtype=np.float64)
-    return names[int(rng.choice(len(names), p=chances / chances.sum()))]
+    return draw_name(rng, weights)
 
 
 def manipulate(

@@ -1,7 +1,7 @@
 """Released checkpoints of both methods to thurl's models, and back.
 
-The files are pickles with the entries epoch, model, optimizer and lr_sched; `read_official` is the only place that
-opens one, and only with torch's restricted unpickler, which makes tensors and plain containers and runs nothing.
+The files are pickles with the entries epoch, model, optimizer and lr_sched, which `thurl.training.released_files`
+reads without running anything in them.
 
 | layout | file | keys | becomes |
 |---|---|---|---|
@@ -36,7 +36,8 @@ from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig, ExifOrd
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.head import FaceHead
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
-from thurl.training.released_files import read_checkpoint
+from thurl.training.openai_clip import collected, from_openai, text_names, to_openai
+from thurl.training.released_files import read_model_tensors
 
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "convert_checkpoint",
     "from_official",
     "layout_of",
-    "read_official",
     "to_official",
 ]
 
@@ -65,25 +65,13 @@ _HEADS = {
 }
 _TURNED = "exposure_time"
 
-# Official name to ours, below `model.`; in_proj is three of ours in one, text_projection is transposed.
+# Official name to ours, below `model.`, of what surrounds the text tower.
 _TEXT = {
-    "token_embedding.weight": "text.text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text.text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text.text_model.final_layer_norm.weight",
-    "ln_final.bias": "text.text_model.final_layer_norm.bias",
     "text_projection": "text.text_projection.weight",
     "text_fc.weight": "text_fc.weight",
     "text_fc.bias": "text_fc.bias",
     "logit_scale": "logit_scale",
 }
-_IN_LAYER = {
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass
@@ -103,24 +91,6 @@ class Converted:
     layout: str
     missing: list[str]
     unused: list[str]
-
-
-def read_official(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a released file, on the CPU, under its own names.
-
-    Raises:
-        MissingRequirementError: no such file.
-        DataError: not a checkpoint, one that holds more than tensors and plain values, or one without tensors.
-    """
-    content = read_checkpoint(path)
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping):
-        raise DataError(f"{path}: holds a {type(content).__name__}; a mapping from names to tensors is needed")
-    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not state:
-        raise DataError(f"{path}: holds no tensors; the weights of a released file lie under the entry `model`")
-    return state
 
 
 def layout_of(state: Mapping[str, Any]) -> str:
@@ -151,7 +121,7 @@ def from_official(
     """Build the model that a checkpoint's tensors belong to. The parts it lacks start from torch's current seed.
 
     Args:
-        state: official names to tensors, from `read_official`. `module.` in front of every name is dropped.
+        state: official names to tensors, from `read_model_tensors`. `module.` in front of every name is dropped.
         layout: one of `LAYOUTS`; found from the names when `None`.
         config: of the model, the released sizes by default: `ExifOrdinalConfig` for `icassp`, `ExifEncoderConfig` for
             `visual`, `BladesConfig` for the others.
@@ -168,7 +138,7 @@ def from_official(
         raise UsageError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
     model = _build(layout, config)
     names = _names(model, "model.model." if layout == "blades_bc" else "model.")
-    values, missing, problems = _collect(model.state_dict(), names, state)
+    values, missing, problems = _collected(model.state_dict(), names, state)
     lacking = [key for key in missing if ".visual." in key]
     if lacking:
         problems.insert(
@@ -233,16 +203,16 @@ def convert_checkpoint(
 
     Raises:
         UsageError: `output` holds a model already.
-        DataError, MissingRequirementError: as `read_official` and `from_official`.
+        DataError, MissingRequirementError: as `read_model_tensors` and `from_official`.
     """
     from thurl.forensics.exif.detector import Detector, save_detector
     from thurl.forensics.exif.features import FeatureTower, visual_tower
-    from thurl.forensics.exif.processing import FaceImageProcessor
+    from thurl.forensics.processing import FaceImageProcessor
 
     folder = Path(output)
     if (folder / "config.json").exists():
         raise UsageError(f"{folder} holds a model already; choose another folder")
-    converted = from_official(read_official(path), layout, config=config)
+    converted = from_official(read_model_tensors(path), layout, config=config)
     processor = FaceImageProcessor() if processor is None else processor
     converted.model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -277,52 +247,25 @@ def _names(model: PreTrainedModel, prefix: str) -> dict[str, list[str]]:
             names |= {f"{official}.{kind}": [f"heads.{task}.{kind}"] for kind in ("weight", "bias")}
         return names
     names |= {f"{prefix}{official}": [ours] for official, ours in _TEXT.items()}
-    for number in range(model.config.text_config.num_hidden_layers):
-        layer, block = f"text.text_model.encoder.layers.{number}", f"{prefix}transformer.resblocks.{number}"
-        for kind in ("weight", "bias"):
-            names[f"{block}.attn.in_proj_{kind}"] = [f"{layer}.self_attn.{part}.{kind}" for part in _PARTS]
-            names |= {f"{block}.{theirs}.{kind}": [f"{layer}.{ours}.{kind}"] for theirs, ours in _IN_LAYER.items()}
+    for official, ours in text_names(model.config.text_config.num_hidden_layers).items():
+        names[f"{prefix}{official}"] = [f"text.text_model.{name}" for name in ours]
     return names
 
 
 def _back(official: str, tensor: torch.Tensor) -> list[torch.Tensor]:
     """An official tensor as the one or three of ours."""
-    if ".attn.in_proj_" in official:
-        return list(tensor.chunk(3))
-    if official.endswith(".text_projection"):
-        return [tensor.T]
-    return [-tensor] if _HEADS.get(official.split(".")[0]) == _TURNED else [tensor]
+    return [-tensor] if _HEADS.get(official.split(".")[0]) == _TURNED else from_openai(official, tensor)
 
 
 def _forth(official: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    if ".attn.in_proj_" in official:
-        return torch.cat(list(tensors))
-    (tensor,) = tensors
-    if official.endswith(".text_projection"):
-        return tensor.T.contiguous()
-    return -tensor if _HEADS.get(official.split(".")[0]) == _TURNED else tensor
+    return -tensors[0] if _HEADS.get(official.split(".")[0]) == _TURNED else to_openai(official, tensors)
 
 
-def _collect(
+def _collected(
     own: Mapping[str, torch.Tensor], names: Mapping[str, list[str]], state: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
-    """Our tensors out of official ones, the official keys that are not there, and what is wrong with the others."""
-    values: dict[str, torch.Tensor] = {}
-    missing, problems = [], []
-    for official, ours in names.items():
-        if official not in state:
-            missing.append(official)
-            continue
-        tensor = state[official]
-        wanted = _forth(official, [own[name] for name in ours]).shape
-        if tensor.shape != wanted:
-            problems.append(f"{official} has the shape {tuple(tensor.shape)}, the model needs {tuple(wanted)}")
-        elif tensor.is_floating_point() and not tensor.isfinite().all():
-            problems.append(f"{official} holds values that are not finite")
-        else:
-            parts = _back(official, tensor)
-            values |= {name: part.to(own[name].dtype) for name, part in zip(ours, parts, strict=True)}
-    return values, missing, problems
+    """`thurl.training.openai_clip.collected` with the heads turned."""
+    return collected(own, names, state, back=_back, forth=_forth)
 
 
 def _head(state: Mapping[str, torch.Tensor], problems: list[str]) -> tuple[FaceHead | None, list[str]]:
@@ -335,7 +278,7 @@ def _head(state: Mapping[str, torch.Tensor], problems: list[str]) -> tuple[FaceH
         problems.append(f"fc1.weight has the shape {tuple(first.shape)}, a matrix is needed")
         return None, keys
     head = FaceHead(FaceHeadConfig(feature_size=first.shape[1], hidden_size=first.shape[0]))
-    values, _, wrong = _collect(head.state_dict(), {key: [key] for key in keys}, state)
+    values, _, wrong = _collected(head.state_dict(), {key: [key] for key in keys}, state)
     problems += wrong
     if not wrong:
         head.load_state_dict(values)

@@ -18,7 +18,8 @@ from typing import Any
 from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.calibration import Drift
 from thurl.forensics.exif.detector import Detector, load_detector
-from thurl.forensics.exif.features import FeatureTower, Picture, picture_name
+from thurl.forensics.exif.features import FeatureTower
+from thurl.forensics.reading import Picture, picture_name
 from thurl.training.results import write_atomically
 
 

@@ -78,7 +78,7 @@ def load_text_tower(model: BladesModel, path: str | os.PathLike[str]) -> None:
         MissingRequirementError: no such file.
         DataError: tensors that are missing or have another shape; all of them.
     """
-    from thurl.forensics.exif.official import _collect, _names
+    from thurl.forensics.exif.official import _collected, _names
 
     state = {f"model.{name}": tensor for name, tensor in _tensors(path).items() if not name.startswith("visual.")}
     names = {
@@ -86,7 +86,7 @@ def load_text_tower(model: BladesModel, path: str | os.PathLike[str]) -> None:
         for official, ours in _names(model, "model.").items()
         if ".visual." not in official and ".text_fc." not in official
     }
-    values, missing, problems = _collect(model.state_dict(), names, state)
+    values, missing, problems = _collected(model.state_dict(), names, state)
     problems = [f"{name.removeprefix('model.')} is missing" for name in missing] + problems
     if problems:
         raise DataError(f"{path} is no text tower of this model: {_some(problems)}")
@@ -97,10 +97,10 @@ def _tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from thurl.forensics.exif.official import read_official
+    from thurl.training.released_files import read_model_tensors
 
     if not str(path).endswith(".safetensors"):
-        return read_official(path)
+        return read_model_tensors(path)
     if not os.path.isfile(path):
         raise MissingRequirementError(f"{path}: no such file")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thurl.forensics.exif.config import BladesConfig, ExifEncoderConfig
-from thurl.forensics.exif.tasks import prompts
+from thurl.forensics.joint_embedding import compact_prompts
 
 
 __all__ = ["tiny_blades_config", "tiny_encoder_config"]
@@ -46,27 +46,20 @@ def tiny_blades_config(
     """A joint embedding with a small text tower, whose vocabulary is the tokens that the released prompts use."""
     whole = BladesConfig(encoder_config=encoder, columns=columns)
     sentences = [list(ids) for ids in whole.prompt_ids or ()]
-    # In the order of the old ids, so that the end token stays the last one.
-    vocabulary = sorted({token for ids in sentences for token in ids})
-    place = {token: number for number, token in enumerate(vocabulary)}
-    start, end = prompts()[0].ids[0], prompts()[0].ids[-1]
+    ids, vocabulary = compact_prompts(sentences)
     text = {
-        "vocab_size": len(vocabulary),
+        **vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "projection_dim": hidden,
-        "max_position_embeddings": max(map(len, sentences)),
-        "bos_token_id": place[start],
-        "eos_token_id": place[end],
-        "pad_token_id": 0,
     }
     return BladesConfig(
         encoder_config=encoder,
         text_config=text,
         columns=whole.columns,
-        prompt_ids=[[place[token] for token in ids] for ids in sentences],
+        prompt_ids=ids,
         rank_scale=rank_scale,
         focal_gamma=focal_gamma,
     )

@@ -136,7 +136,7 @@ def to_official(model: AFineModel) -> dict[str, dict[str, torch.Tensor]]:
     own, parts = model.state_dict(), {}
     for part, names in _names(model).items():
         parts[part] = {
-            key: _official_shape(part, to_openai([own[name] for name in ours]).detach().clone())
+            key: _official_shape(part, to_openai(key, [own[name] for name in ours]).detach().clone())
             for key, ours in names.items()
         }
         if part in ("natural", "fidelity"):
@@ -224,7 +224,7 @@ def _collect(
             ):
                 problems.append(f"{part}: {key} is unexpected, no weight of the model has this name")
             continue
-        wanted = to_openai([own[name] for name in names[key]])
+        wanted = to_openai(key, [own[name] for name in names[key]])
         # alpha and beta are (1, 1, C) and the scalars have no dimension in the release.
         flat = part not in ("finetuned_clip", "visual") and wanted.dim() == 1
         if tensor.shape != wanted.shape and not (flat and tensor.numel() == wanted.numel()):

@@ -22,6 +22,7 @@ from thurl.data.records import SHOWN, RatedImage
 from thurl.data.sources import find_pictures
 from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.triplets import Triplet
+from thurl.training.epochs import EpochDataset
 
 
 __all__ = [
@@ -102,7 +103,7 @@ def picture_sizes(paths: Iterable[str], *, workers: int | None = None) -> dict[s
     return {name: value for name, value in sizes.items() if not isinstance(value, str)}
 
 
-class TripletPictures(Dataset):
+class TripletPictures(EpochDataset):
     """Triplets to train on. An item depends on (seed, epoch, index) alone: the same in any process and worker.
 
     The three pictures of a triplet are mirrored left to right, mirrored top to bottom and transposed together, each
@@ -119,26 +120,16 @@ class TripletPictures(Dataset):
     """
 
     def __init__(self, triplets: Sequence[Triplet], *, augment: bool = True, seed: int = 0, keep_mib: int = 0):
+        super().__init__()
         self.triplets = list(triplets)
         if not self.triplets:
             raise UsageError("the data set is empty; it must hold at least one triplet")
         self.augment, self.seed = augment, seed
         self._kept: dict[str, np.ndarray] = {}
         self._room = keep_mib << 20
-        # In shared memory: workers that outlive an epoch must see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.triplets)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's turns; reaches running workers, too."""
-        self._epoch.fill_(int(epoch))
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose turns are drawn."""
-        return int(self._epoch)
 
     def turn(self, index: int) -> Turn:
         """How item `index` is turned in this epoch."""

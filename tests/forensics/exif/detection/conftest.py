@@ -10,7 +10,7 @@ from thurl.forensics.exif.config import ExifEncoderConfig
 from thurl.forensics.exif.encoder import ExifEncoder
 from thurl.forensics.exif.features import FeatureTower, extract_features
 from thurl.forensics.exif.fitting import fit_binary, fit_one_class
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.processing import FaceImageProcessor
 
 
 SMALL = {

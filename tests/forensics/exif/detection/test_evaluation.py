@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.calibration import Calibration
 from thurl.forensics.exif.camera import fakes, photographs
-from thurl.forensics.exif.evaluation import PERTURBATIONS, evaluate_scores, evaluate_tables, robustness_report
+from thurl.forensics.exif.evaluation import evaluate_scores, evaluate_tables, robustness_report
 from thurl.forensics.exif.scoring import Rule
+from thurl.forensics.perturbations import PERTURBATIONS
 
 
 GOLDEN = load_file(Path(__file__).resolve().parents[3] / "golden" / "exif_gmm.safetensors")

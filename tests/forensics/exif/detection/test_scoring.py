@@ -18,8 +18,8 @@ from thurl.forensics.exif.camera import photographs
 from thurl.forensics.exif.detector import save_detector
 from thurl.forensics.exif.features import FeatureTower, extract_features
 from thurl.forensics.exif.ordinal import ExifOrdinalConfig, ExifOrdinalModel
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scoring import COLUMNS, FaceDetector, Rule, csv_text, jsonl_text, write_verdicts
+from thurl.forensics.processing import FaceImageProcessor
 
 
 @pytest.fixture(params=["oc", "bc"])

@@ -10,7 +10,8 @@ import torch
 from torchvision.models import resnet50
 
 from thurl.forensics.exif.config import ExifEncoderConfig
-from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint, unit_features
+from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint
+from thurl.forensics.joint_embedding import unit_features
 
 
 OFFICIAL = json.loads(

@@ -20,12 +20,12 @@ from thurl.forensics.exif.official import (
     convert_checkpoint,
     from_official,
     layout_of,
-    read_official,
     to_official,
 )
 from thurl.forensics.exif.ordinal import ExifOrdinalModel
-from thurl.forensics.exif.processing import FaceImageProcessor
 from thurl.forensics.exif.scoring import FaceDetector
+from thurl.forensics.processing import FaceImageProcessor
+from thurl.training.released_files import read_model_tensors
 
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
@@ -97,7 +97,7 @@ def test_blades_round_trip_is_bit_equal_and_every_weight_arrives(tmp_path, tiny_
     template = tiny_blades()
     state = random_state(shapes(to_official(template)))
     path = write(tmp_path / "OC.pth", {"epoch": 3, "model": state, "optimizer": {"state": {}}, "lr_sched": {"a": 1}})
-    converted = from_official(read_official(path), config=template.config)
+    converted = from_official(read_model_tensors(path), config=template.config)
     assert converted.layout == "blades_oc" and converted.missing == converted.unused == []
     assert converted.model.config.untrained == []
     assert_same(state, to_official(converted.model))
@@ -110,7 +110,7 @@ def test_binary_round_trip_is_bit_equal(tmp_path, tiny_blades):
     template = tiny_blades()
     keys = shapes(to_official(template, FaceHead(FaceHeadConfig(feature_size=24, hidden_size=48))))
     state = random_state(keys)
-    converted = from_official(read_official(write(tmp_path / "BC.pth", {"model": state})), config=template.config)
+    converted = from_official(read_model_tensors(write(tmp_path / "BC.pth", {"model": state})), config=template.config)
     assert converted.layout == "blades_bc" and converted.missing == converted.unused == []
     assert_same(state, to_official(converted.model, converted.head))
 
@@ -219,10 +219,10 @@ class Harmful:
 def test_a_file_with_code_is_refused_and_nothing_runs(tmp_path, capsys):
     path = write(tmp_path / "OC.pth", {"model": {"a": torch.zeros(1)}, "epoch": Harmful()})
     with pytest.raises(DataError, match="not a checkpoint of tensors"):
-        read_official(path)
+        read_model_tensors(path)
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"model": Harmful()}, protocol=2))  # noqa: TID251
     with pytest.raises(DataError, match="not a checkpoint of tensors"):
-        read_official(tmp_path / "old.pth")
+        read_model_tensors(tmp_path / "old.pth")
     assert capsys.readouterr().out == ""
 
 
@@ -231,21 +231,21 @@ def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content) if isinstance(content, bytes) else write(path, content)
     with pytest.raises(DataError):
-        read_official(path)
+        read_model_tensors(path)
     with pytest.raises(MissingRequirementError, match="no such file"):
-        read_official(tmp_path / "y.pth")
+        read_model_tensors(tmp_path / "y.pth")
 
 
 def test_a_truncated_file_is_an_error(tmp_path, tiny_ordinal):
     path = write(tmp_path / "x.pth", {"model": to_official(tiny_ordinal())})
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match="download it again"):
-        read_official(path)
+        read_model_tensors(path)
 
 
 def test_weights_without_the_outer_mapping_are_read_too(tmp_path, tiny_ordinal):
     state = to_official(tiny_ordinal())
-    assert_same(state, read_official(write(tmp_path / "x.pth", state)))
+    assert_same(state, read_model_tensors(write(tmp_path / "x.pth", state)))
 
 
 # --- whole conversions -----------------------------------------------------------------------------------------------

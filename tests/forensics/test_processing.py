@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from thurl.data.images import ImageError, open_image
-from thurl.forensics.exif.crop import central_box, face_square, official_crop
-from thurl.forensics.exif.processing import FaceImageProcessor
+from thurl.forensics.crop import central_box, face_square, official_crop
+from thurl.forensics.processing import FaceImageProcessor
 
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TRANSFORM = np.load(GOLDEN / "exif_input_transform.npz")
 CROPS = json.loads((GOLDEN / "exif_face_crop.json").read_text(encoding="utf-8"))
 SHAPES = ("100x90", "224x224", "300x260")
@@ -62,6 +64,26 @@ def test_antialiasing_matters_for_large_faces_only():
     for shape, differs in zip(SHAPES, (False, False, True), strict=True):
         one, two = (FaceImageProcessor(antialias=a)(TRANSFORM[f"img_{shape}"])["pixel_values"] for a in (False, True))
         assert (float((one - two).abs().max()) > 0.1) == differs
+
+
+def test_bicubic_is_that_of_torchvision_on_pictures(tmp_path):
+    """The official transform of the DeepFake method; not square pictures are forced to a square."""
+    pixels = noise(60, 50)
+    expected = transforms.Compose(
+        [
+            transforms.Resize((24, 24), transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        ]
+    )(Image.fromarray(pixels))
+    processor = FaceImageProcessor(size=24, resample="bicubic")
+    torch.testing.assert_close(processor(pixels)["pixel_values"][0], expected, rtol=0, atol=1e-6)
+    processor.save_pretrained(tmp_path)
+    assert FaceImageProcessor.from_pretrained(tmp_path).resample == "bicubic"
+    # Files of the other kind are as they were before there was a choice.
+    assert "resample" not in FaceImageProcessor().to_dict() and FaceImageProcessor().resample == "bilinear"
+    with pytest.raises(ValueError, match="resample is 'nearest'; it must be one of bilinear, bicubic"):
+        FaceImageProcessor(resample="nearest")
 
 
 def test_all_kinds_of_pictures_agree(tmp_path):

@@ -1,11 +1,12 @@
 """Face pictures to the encoder's input, as an image processor that is saved beside the model.
 
-Paper code: RGB in [0, 1], bilinear resize of the tensor to 224x224, CLIP's mean and standard deviation; no flip, no
-colour jitter, no random crop, which would damage what a camera leaves in the pixels.
+Both methods bring RGB to 224x224 and take CLIP's mean and standard deviation; no flip, no colour jitter, no random
+crop. They resize differently: the EXIF papers the tensor, bilinear; the DeepFake method the 8-bit picture, bicubic, by
+Pillow, which averages over the pixels it drops and rounds.
 
-The trap: the official environment resizes tensors without anti-aliasing, later torchvision versions with. For faces
-larger than 224 pixels the normalised input differs by up to about 0.5; smaller ones are the same. So `antialias` is
-part of the processor's file, false by default, and whoever scores uses what training used.
+The trap: the official environment of the EXIF papers resizes tensors without anti-aliasing, later torchvision versions
+with. For faces larger than 224 pixels the normalised input differs by up to about 0.5; smaller ones are the same. So
+`antialias` and `resample` are part of the processor's file, and whoever scores uses what training used.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from thurl.data.images import open_image
-from thurl.forensics.exif.crop import CROP_SCALE, face_square
+from thurl.forensics.crop import CROP_SCALE, face_square
 
 
 __all__ = ["FaceImageProcessor"]
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
+
+
+_RESAMPLES = ("bilinear", "bicubic")
 
 
 class FaceImageProcessor(BaseImageProcessor):
@@ -36,7 +40,9 @@ class FaceImageProcessor(BaseImageProcessor):
     Args:
         size: side of the square input in pixels.
         image_mean, image_std: per channel, for pixels in [0, 1].
-        antialias: whether shrinking averages over the pixels it drops. False for released weights.
+        antialias: whether shrinking averages over the pixels it drops. False for the released weights of the EXIF
+            papers. "bicubic" always does.
+        resample: "bilinear", of the tensor, or "bicubic", of the 8-bit picture.
         crop_scale: side of the crop over the longer side of a face box; without boxes pictures are used whole.
         upright: whether EXIF orientation is applied to files. The official code never does; face boxes and landmarks
             are those of the picture so opened.
@@ -46,6 +52,7 @@ class FaceImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
+    resample = "bilinear"
 
     def __init__(
         self,
@@ -55,6 +62,7 @@ class FaceImageProcessor(BaseImageProcessor):
         antialias: bool = False,
         crop_scale: float = CROP_SCALE,
         upright: bool = False,
+        resample: str = "bilinear",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -66,12 +74,16 @@ class FaceImageProcessor(BaseImageProcessor):
             )
         if not crop_scale > 0:
             raise ValueError(f"crop_scale is {crop_scale}; it must be above 0")
+        if resample not in _RESAMPLES:
+            raise ValueError(f"resample is {resample!r}; it must be one of {', '.join(_RESAMPLES)}")
         self.size = size
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
         self.antialias = bool(antialias)
         self.crop_scale = float(crop_scale)
         self.upright = bool(upright)
+        if resample != _RESAMPLES[0]:  # left out of files otherwise, as of those that are older than it
+            self.resample = resample
 
     def preprocess(
         self,
@@ -138,6 +150,8 @@ class FaceImageProcessor(BaseImageProcessor):
         Returns:
             (3, size, size) float32.
         """
+        if self.resample == "bicubic" and face.shape[:2] != (self.size, self.size):
+            face = np.asarray(Image.fromarray(face).resize((self.size, self.size), Image.Resampling.BICUBIC))
         tensor = torch.from_numpy(np.array(face, order="C")).permute(2, 0, 1).to(torch.float32).div(255)
         tensor = self.resize(tensor[None])[0]
         mean = torch.tensor(self.image_mean)[:, None, None]
