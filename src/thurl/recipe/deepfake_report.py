@@ -194,7 +194,7 @@ def _notes(recipe: Any, found: FaceRun) -> list[str]:
     if found.unusable:
         notes.append(f"{len(found.unusable)} test pictures could not be used; the results file names them.")
     if any(source.format == "drawn" for source in recipe.data.sources):
-        notes.append("The faces are drawn and the network tiny: this shows that the method works, and is no statement "
+        notes.append("The faces are drawn and the network tiny: this shows that the code works, and is no statement "
                      "about photographs.")  # fmt: skip
     return notes
 

@@ -53,7 +53,7 @@ _CARD = MethodCard(
         "no proof that a face is real or forged.",
     ),
 )
-_DRAWN = "Trained on drawn faces: it shows that the method works, and knows no photograph."
+_DRAWN = "Trained on drawn faces: it shows that the code works, and knows no photograph."
 
 
 @dataclass(frozen=True)
