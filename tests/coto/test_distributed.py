@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from ..rl.forked_worlds import command
 
 
 SCRIPT = Path(__file__).with_name("distributed_coto.py")
@@ -24,9 +25,7 @@ def test_two_processes_train_as_one(tmp_path):
     output = tmp_path / "two"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        # A rendezvous on port 0 lets the system choose, so that two test runs at the same time do not meet.
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-        + ["--rdzv-endpoint", "localhost:0", str(SCRIPT), str(output)],
+        command(2, SCRIPT, output),
         capture_output=True,
         text=True,
         env=environment,

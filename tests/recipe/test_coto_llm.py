@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,8 @@ from thurl.text.commands import command_questions
 from thurl.text.evaluation import answer_questions, answer_scores
 from thurl.text.loading import load_language_model
 from thurl.text.prompts import PromptStyle
+
+from ..rl.forked_worlds import command
 
 
 ROOT = Path(__file__).parents[2]
@@ -371,13 +372,11 @@ def test_ones_own_rows_and_another_task(run, start, tmp_path):
 @pytest.mark.distributed
 def test_two_processes_train_and_share_the_questions(tmp_path):
     """The start is built by one process outside the group; the two agree on masks and on every reply."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SFT)]
     words = [*SFT_SMALL, "evaluation.sources.0.rows=33", "training.max_steps=4", "training.output_dir=out"]
     words += ["training.per_device_train_batch_size=8", "report.results=out/results.json", "report.html=null"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=290
+        command(2, SFT, *words), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=290
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (record,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]

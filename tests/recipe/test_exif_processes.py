@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from ..rl.forked_worlds import command
 
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +30,9 @@ def run(folder, processes):
     """Log entries and weights of the recipe on so many processes with 16 rows a step."""
     overrides = [*OPTIONS, f"training.output_dir={folder}", f"training.per_device_train_batch_size={16 // processes}"]
     overrides += [f"report.results={folder}/results.json", f"report.html={folder}/report.html"]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", "localhost:0"]  # port 0: the system chooses
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(RECIPE), *overrides],
+        command(processes, RECIPE, *overrides),
         capture_output=True, text=True, env=environment, timeout=280, cwd=folder.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

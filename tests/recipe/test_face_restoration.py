@@ -21,6 +21,8 @@ from thurl.recipe.validate import load_recipe
 from thurl.restoration.restorer import Restorer
 from thurl.training.results import read_results
 
+from ..rl.forked_worlds import command
+
 
 SCRIPT = Path(__file__).with_name("restoration_run.py")
 TINY = str(find_recipe("tiny/face_restoration"))
@@ -168,9 +170,7 @@ def test_resuming_equals_going_on(tmp_path):
 def test_two_processes_train_what_one_does(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-        + ["--rdzv-endpoint", "localhost:0", str(SCRIPT), str(tmp_path / "two"), str(tmp_path / "run")]
-        + ["training.per_device_train_batch_size=2"],
+        command(2, SCRIPT, tmp_path / "two", tmp_path / "run", "training.per_device_train_batch_size=2"),
         capture_output=True, text=True, env=environment, timeout=290,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -3,18 +3,29 @@
 Importing everything costs more than a run of a few steps, and a launcher pays it for every process of every run. The
 processes get the variables that torchrun sets, with a port of their own per run. A test of the launcher itself uses
 the launcher.
+
+    python forked_worlds.py PROCESSES SCRIPT [ARGUMENT ...]
+
+starts a script as torchrun does; `command` is that line.
 """
 
 import os
+import runpy
 import signal
 import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 
 
 HUNG = 124
 """Exit code of a process that went on waiting after another one of its world had died."""
+
+
+def command(processes: int, script, *arguments) -> list[str]:
+    """For `subprocess.run`: the script or executable recipe in so many processes of one world."""
+    return [sys.executable, __file__, str(processes), str(script), *map(str, arguments)]
 
 
 def run_world(run, settings, *, processes=1, limit=240.0, grace=60.0) -> list[int]:
@@ -81,3 +92,21 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _run_script(words: list[str]) -> int:
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    import peft  # noqa: F401
+    import transformers.trainer  # noqa: F401
+
+    sys.exit(max(map(abs, run_world(_run_script, sys.argv[2:], processes=int(sys.argv[1])))))

@@ -1,11 +1,10 @@
-"""One process and two give the same rewards, advantages and weights (spec, section 9.3), through the real launcher."""
+"""One process and two give the same rewards, advantages and weights (spec, section 9.3)."""
 
 import functools
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from .forked_worlds import command
 
 
 SCRIPT = Path(__file__).with_name("distributed_ranking.py")
@@ -37,10 +38,7 @@ def _run(folder, name, world_size, rows, block_size, prefix_sharing="off"):
     output = folder / name
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        # A rendezvous on port 0 lets the system choose, so that two test runs at the same time do not meet.
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world_size)]
-        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT)]
-        + [str(output), str(world_size), str(rows), str(block_size), str(folder), prefix_sharing],
+        command(world_size, SCRIPT, output, world_size, rows, block_size, folder, prefix_sharing),
         capture_output=True,
         text=True,
         env=environment,

@@ -25,6 +25,8 @@ from thurl.training.model_card import MethodCard
 from thurl.training.outer_batches import OuterBatches
 from thurl.training.results import write_results
 
+from ..rl.forked_worlds import command
+
 
 SCRIPT = Path(__file__).with_name("method_runs.py")
 
@@ -405,9 +407,7 @@ def two_processes(tmp_path_factory):
     output = tmp_path_factory.mktemp("two") / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        # A rendezvous on port 0 lets the system choose, so that two test runs at the same time do not meet.
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-        + ["--rdzv-endpoint", "localhost:0", str(SCRIPT), str(output), *KINDS_OF_RUNS],
+        command(2, SCRIPT, output, *KINDS_OF_RUNS),
         capture_output=True,
         text=True,
         env=environment,

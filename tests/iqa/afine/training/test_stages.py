@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from thurl.iqa.afine.triplet_pictures import (
 )
 from thurl.iqa.afine.triplets import Triplet, read_triplets
 from thurl.training.restarts import cosine_with_restarts
+
+from ....rl.forked_worlds import command
 
 
 SCRIPT = Path(__file__).with_name("afine_runs.py")
@@ -325,9 +326,7 @@ def test_two_processes_train_what_one_does(tmp_path, textures):
     accuracy = one.evaluate()["eval_accuracy"]
     output = tmp_path / "two.safetensors"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT), str(output)]
-        + [str(file), str(images), "naturalness", "2"],
+        command(2, SCRIPT, output, file, images, "naturalness", "2"),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
