@@ -1,4 +1,4 @@
-"""CoTo in a `transformers.Trainer` on two processes; run by test_distributed.py through the real launcher.
+"""CoTo in a `transformers.Trainer` on two processes; run by test_distributed.py.
 
 Argument: output prefix. Writes, per process, masks, weights and which errors came. `train` is also what the test runs
 itself, on one process and twice the rows.

@@ -1,4 +1,4 @@
-"""A scaled-down tiny restoration recipe; run through the real launcher by test_face_restoration.py.
+"""A scaled-down tiny restoration recipe; run on two processes by test_face_restoration.py.
 
 usage: restoration_run.py OUTPUT_PREFIX FOLDER override...
 """

@@ -1,4 +1,4 @@
-"""A tiny method for the tests of `MethodTrainer`; run through the real launcher by test_method_distributed.py.
+"""A tiny method for the tests of `MethodTrainer`; run on two processes by test_method_trainer.py.
 
 usage: method_runs.py OUTPUT_PREFIX KIND...
 """

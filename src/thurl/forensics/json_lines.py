@@ -5,13 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from thurl.errors import DataError
+from thurl.errors import DataError, MissingRequirementError
 from thurl.messages import nearest
 
 
-__all__ = ["check_keys", "json_lines", "mapping_value", "numbers_value", "text_value"]
+__all__ = ["check_keys", "json_lines", "manifest_text", "mapping_value", "numbers_value", "text_value"]
+
+
+def manifest_text(path: Path, obtain: str = "") -> str:
+    """The text of a manifest.
+
+    Raises:
+        MissingRequirementError: no such file; `obtain` says what makes one.
+        DataError: no UTF-8 text, or a file that cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MissingRequirementError(f"manifest {str(path)!r} does not exist{obtain and '; ' + obtain}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:

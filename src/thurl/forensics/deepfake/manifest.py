@@ -30,9 +30,9 @@ from typing import Any
 
 from thurl.data.formats.tables import image_path
 from thurl.data.records import RowProblems
-from thurl.errors import DataError, MissingRequirementError
+from thurl.errors import DataError
 from thurl.forensics.deepfake.graph import UNKNOWN, LabelGraph
-from thurl.forensics.json_lines import check_keys, json_lines, mapping_value, numbers_value, text_value
+from thurl.forensics.json_lines import check_keys, json_lines, manifest_text, mapping_value, numbers_value, text_value
 from thurl.forensics.splits import assign_parts, connected_units
 from thurl.training.results import write_atomically
 
@@ -151,12 +151,7 @@ def read_manifest(
     """
     path = Path(path)
     root = path.parent if images is None else Path(images)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingRequirementError(f"manifest {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    text = manifest_text(path)
     problems = RowProblems(str(path), "Correct or remove these lines.")
     items: list[FaceItem] = []
     # Long lists have few different label vectors, and each is compared with all legal ones.

@@ -28,11 +28,11 @@ from typing import Any
 
 from thurl.data.formats.tables import image_path
 from thurl.data.records import RowProblems
-from thurl.errors import DataError, MissingRequirementError
+from thurl.errors import DataError
 from thurl.forensics.exif.settings import NOT_WRITTEN, PLAUSIBLE, SETTINGS, CameraSettings
 from thurl.forensics.exif.tasks import ORDINAL_TASKS, class_names
 from thurl.forensics.faces import POINTS
-from thurl.forensics.json_lines import check_keys, json_lines, mapping_value, numbers_value, text_value
+from thurl.forensics.json_lines import check_keys, json_lines, manifest_text, mapping_value, numbers_value, text_value
 from thurl.forensics.splits import assign_parts, connected_units
 from thurl.training.results import write_atomically
 
@@ -98,12 +98,7 @@ def read_manifest(
     """
     path = Path(path)
     root = path.parent if images is None else Path(images)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingRequirementError(f"manifest {str(path)!r} does not exist; `thurl exif scan` makes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    text = manifest_text(path, "`thurl exif scan` makes one")
     problems = RowProblems(str(path), "Correct or remove these lines.")
     records: list[FaceRecord] = []
     seen: dict[str, int] = {}
