@@ -19,7 +19,7 @@ from thurl.recipe.deepfake_sections import (
     DeepFakeWeightsSection,
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.method_sections import OptimizerSection
+from thurl.recipe.method_sections import OptimizerSection, absent_pictures
 from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
 
 
@@ -110,12 +110,7 @@ def _absent_pictures(source: Any, graph: str) -> list[str]:
         )
     except ThurlError:
         return []  # the run says what is wrong with its lines
-    absent = [item.path for item in items if not os.path.isfile(item.path)]
-    if not absent:
-        return []
-    from_where = f"; get it from {source.obtain}" if source.obtain else ""
-    return [f"data: {source.manifest}: {len(absent)} of {len(items)} pictures are not there, first {absent[0]}"
-            f"{from_where}"]  # fmt: skip
+    return absent_pictures(source.manifest, [item.path for item in items], source.obtain)
 
 
 def _model_problems(sections: Mapping[str, Any]) -> list[Problem]:

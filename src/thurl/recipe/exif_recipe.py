@@ -24,7 +24,7 @@ from thurl.recipe.exif_sections import (
     parts_of,
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.method_sections import OptimizerSection
+from thurl.recipe.method_sections import OptimizerSection, absent_pictures
 from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
 
 
@@ -137,11 +137,7 @@ def _absent_pictures(source: Any, where: str) -> list[str]:
         records = read_manifest(source.manifest, images=source.images, allow_outside=source.allow_outside)
     except ThurlError:
         return []  # the run says what is wrong with its lines
-    absent = [record.image for record in records if not os.path.isfile(record.image)]
-    if not absent:
-        return []
-    from_where = f"; get it from {source.obtain}" if source.obtain else ""
-    return [f"data: {where}: {len(absent)} of {len(records)} pictures are not there, first {absent[0]}{from_where}"]
+    return absent_pictures(where, [record.image for record in records], source.obtain)
 
 
 def _part_problems(sections: Mapping[str, Any]) -> list[Problem]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +14,7 @@ from thurl.recipe.sections import Section
 from thurl.training.bilevel.config import BilevelConfig
 
 
-__all__ = ["OptimizerSection", "TaskWeightsSection"]
+__all__ = ["OptimizerSection", "TaskWeightsSection", "absent_pictures"]
 
 
 class OptimizerSection(Section):
@@ -62,3 +64,12 @@ class TaskWeightsSection(Section):
     def config(self) -> BilevelConfig:
         """Settings for `thurl.training.method_trainer.MethodTrainer`."""
         return BilevelConfig(tasks=self.tasks, **self.model_dump(exclude={"outer"}))
+
+
+def absent_pictures(where: str, pictures: Sequence[str], obtain: str | None) -> list[str]:
+    """What a recipe lacks before it starts: a line if pictures of the list `where` are no files, else nothing."""
+    absent = [picture for picture in pictures if not os.path.isfile(picture)]
+    if not absent:
+        return []
+    from_where = f"; get it from {obtain}" if obtain else ""
+    return [f"data: {where}: {len(absent)} of {len(pictures)} pictures are not there, first {absent[0]}{from_where}"]
