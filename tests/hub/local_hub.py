@@ -56,8 +56,7 @@ class LocalHub:
         self.objects: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}
         self.calls: list[str] = []
-        self.failures: dict[str, tuple[int, str]] = {}
-        self.users: set[str] = set()
+        self.failures: dict[str, tuple[int, str, str | None]] = {}
         self._lock = threading.Lock()
         hub = self
 
@@ -92,9 +91,9 @@ class LocalHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
-    def fail(self, call: str, code: int, message: str = "") -> None:
-        """Let a call ("commit", "upload", ...) answer with `code`; 0 cuts the connection in the middle."""
-        self.failures[call] = (code, message)
+    def fail(self, call: str, code: int, message: str = "", repo: str | None = None) -> None:
+        """Let a call ("commit", "upload", ...) answer with `code`, for one repository or all; 0 hangs up half-way."""
+        self.failures[call] = (code, message, repo)
 
     def repo(self, name: str, kind: str = "model") -> Repo:
         return self.repos[kind, name]
@@ -132,8 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.body()
             return self.error(404, "no such call", "EntryNotFound")
         self.hub.calls.append(name)
-        if name in self.hub.failures:
-            code, message = self.hub.failures[name]
+        code, message, repo = self.hub.failures.get(name, (None, "", None))
+        if code is not None and repo in (None, found.groupdict().get("name")):
             if code == 0:
                 return self.cut()
             self.body()
@@ -162,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def cut(self) -> None:
         """Take a little of what is sent, then hang up."""
-        self.rfile.read(min(1000, int(self.headers.get("content-length") or 1000)))
+        self.rfile.read(min(1000, int(self.headers.get("content-length") or 0)))
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -238,8 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
         commit = None if repo is None else repo.find(revision)
         if commit is None:
             return None if repo is None else self.error(404, "no such revision", "RevisionNotFound")
+        inside = {path: data for path, data in commit[1].items() if not under or path.startswith(f"{under}/")}
+        if not inside:
+            return self.error(404, f"{under} does not exist", "EntryNotFound")
         entries = []
-        for path, data in sorted(commit[1].items()):
+        for path, data in sorted(inside.items()):
             entry = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
             if path.endswith(LARGE):
                 entry["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}

@@ -1,6 +1,6 @@
 """Runs one tiny recipe after the other in this process, each of which pushes what it makes; run by test_recipes.py.
 
-    python push_runs.py FOLDER NAME...
+    python push_runs.py FOLDER NAME[=USER/REPOSITORY]...
 
 The smallest run of each recipe; HF_ENDPOINT names the Hub. Then what was pushed is loaded by its name on the Hub and
 compared with what lies in the folder. Appends one JSON line per run to runs.jsonl: name, exit code, CPU seconds.
@@ -223,15 +223,18 @@ def main() -> None:
     folder, *names = sys.argv[1:]
     os.chdir(folder)
     for name in names:
+        name, _, repo = name.partition("=")
+        repo = repo or f"me/{name}"
+        folder = repo.rpartition("/")[2]
         path, text = RUNS[name]
-        push = [f"training.output_dir={name}", "training.push_to_hub=true", f"training.hub_model_id=me/{name}"]
+        push = [f"training.output_dir={folder}", "training.push_to_hub=true", f"training.hub_model_id={repo}"]
         push += ["hub.license=apache-2.0", "hub.datasets=[me/pictures]", "hub.tags=[tiny]"]
         clock = time.process_time()
         code = run_recipe(str(find_recipe(path)), [*words_of(text), *push])
         ran = time.process_time()
         if code == 0:
-            CHECKS[name](name, f"me/{name}")
-        row = {"name": name, "code": code, "seconds": ran - clock, "load": time.process_time() - ran}
+            CHECKS[name](folder, repo)
+        row = {"name": name, "repo": repo, "code": code, "seconds": ran - clock, "load": time.process_time() - ran}
         with Path("runs.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 

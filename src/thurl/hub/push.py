@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,19 +132,27 @@ def push_folder(
 def login_problem() -> str | None:
     """Why nothing could be pushed from here, found by one short request; None where it seems it could."""
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or push afterwards with `thurl push`"
     if get_token() is None:
         return _login("`training.push_to_hub` needs a login")
     hide_secrets()
-    try:
-        account = HfApi().whoami()
-    except OfflineModeIsEnabled as error:
-        return f"nothing can be pushed: {error}"
-    except Exception as error:  # see push_folder
-        why, fix = _why(error)
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(HfApi().whoami())
+        except Exception as error:  # see push_folder
+            answers.append(error)
+
+    # In a thread, because the client would wait for ever.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    account = answers[0] if answers else TimeoutError(f"no answer within {_SECONDS:.0f} seconds")
+    if isinstance(account, Exception):
+        why, fix = _why(account)
         return f"nothing can be pushed: {why}; {fix}, or push afterwards with `thurl push`"
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         return "the token may only read; set HF_TOKEN to one that may write, or push afterwards with `thurl push`"
@@ -238,7 +247,7 @@ def _why(error: BaseException) -> tuple[str, str]:
     broken = next((link for link in chain if type(link).__module__.startswith(("httpx", "httpcore"))), None)
     if broken is not None:
         return f"the connection broke ({type(broken).__name__}: {_clean(broken)})", "check the network"
-    return f"{type(error).__name__}: {_clean(error)}", "mend that"
+    return f"{type(error).__name__}: {_clean(error)}", "mend that or wait"
 
 
 def _clean(text: object) -> str:

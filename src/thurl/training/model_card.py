@@ -171,5 +171,10 @@ def training_settings(args: Any, steps: int, bilevel: Mapping[str, Any]) -> dict
     """What a reader of the card wants to know of `transformers.TrainingArguments`, and the bi-level settings."""
     names = ["learning_rate", "lr_scheduler_type", "optim", "weight_decay", "per_device_train_batch_size"]
     names += ["gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16"]
-    settings: dict[str, Any] = {"steps": steps, **{name: getattr(args, name) for name in names}}
+    settings: dict[str, Any] = {"steps": steps, **{name: _plain(getattr(args, name)) for name in names}}
     return {**settings, **{f"bilevel.{name}": value for name, value in bilevel.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """The word of an enumeration."""
+    return getattr(value, "value", value)
