@@ -2,6 +2,7 @@
 
     python benchmarks/vit_editing.py --seeds 301 302 303
     python benchmarks/vit_editing.py --mnist FOLDER --seeds 301 302 303 --out results/vit_editing_mnist.json
+    python benchmarks/vit_editing.py --seeds 311 312 313 --wide --out results/vit_editing_wide.json
 
 Digits of scikit-learn (900 to train on, 897 to test), or with `--mnist` 6,000 of the 10,000 test pictures of MNIST
 (`t10k-images-idx3-ubyte.gz` and its labels; half of them to train on), at 16 x 16. A ViT of 6 blocks is trained in the
@@ -12,6 +13,7 @@ group are edited one at a time, and every shift is there with its largest group.
 `layers`: fine-tuning of every window of three blocks, the first picture of each group. `--attempts` adds what might
 make the learned mask better: longer meta-training, a term for clean pictures in it, gradients as an input of the
 hypernetwork, one threshold for all pictures in place of one density; `attempts` is what their meta-training says.
+`--wide` edits five pictures of each group, not three, of up to 40, not 20, and adds edits of up to 150 steps (`long`).
 
 `lr_sensitive`: the 120 right test pictures with the smallest margin. `lr_clean`: right ones of 150 test pictures,
 which also give accuracy and calibration. Settings of edits and bars were written down before the first run. Rates are
@@ -43,6 +45,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,6 +55,7 @@ import torch
 from torch.nn import functional
 from vit_editing_methods import (
     DENSITIES,
+    LONG,
     TOGETHER,
     Study,
     attempted,
@@ -91,16 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--mnist", type=Path, help="folder of the MNIST test set, instead of scikit-learn's digits")
     parser.add_argument("--attempts", action="store_true", help="also other ways to train the mask; twice the time")
+    parser.add_argument("--wide", action="store_true", help="more and larger groups, and edits of 150 steps")
+    parser.add_argument("--epochs", type=int, help="of the classifier (24; MNIST 10)")
     parser.add_argument("--out", type=Path, default=Path("results/vit_editing.json"), help="other seeds in it stay")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     # Edits that change the few touched weights a lot are the rule at these sizes.
     logging.getLogger("thurl.editing.edit").setLevel(logging.ERROR)
     for seed in options.seeds:
-        if options.mnist is None:
-            record = run(load_digit_pictures(seed), seed, Study(), options.attempts)
-        else:
-            record = run(mnist(options.mnist, seed), seed, Study(epochs=10), options.attempts)
+        data = load_digit_pictures(seed) if options.mnist is None else mnist(options.mnist, seed)
+        study = Study(epochs=options.epochs or (24 if options.mnist is None else 10))
+        if options.wide:
+            study = replace(study, edits=5, largest=40, long_steps=150)
+        record = run(data, seed, study, options.attempts)
         # Read again each time: several commands, one per seed, may run side by side.
         others = read_results(options.out)["runs"] if options.out.is_file() else []
         runs = sorted([*(other for other in others if other["seed"] != seed), record], key=lambda entry: entry["seed"])
@@ -133,8 +140,15 @@ def run(data: Digits, seed: int, study: Study, attempts: bool = False) -> dict[s
     for density in study.densities[:4]:
         rows = mean_mask_rows(learned, evaluator, density, settings, study.edits, TOGETHER)
         methods[f"mean {percent(density)}"] = short(rows)
+    longer: dict[str, dict[str, float]] = {}
+    if study.long_steps is not None:
+        for name, method in editors(learned, replace(settings, max_steps=study.long_steps), study, seed).items():
+            if name in LONG:
+                longer[name] = short(evaluator.run(method, study.edits))
+                tell(seed, f"{name}, {study.long_steps} steps: {longer[name]}")
     record = {
         "seed": seed,
+        "epochs": study.epochs,
         "accuracy": accuracy,
         "groups": len(groups),
         "edits": len(groups) * study.edits,
@@ -143,6 +157,7 @@ def run(data: Digits, seed: int, study: Study, attempts: bool = False) -> dict[s
         "layers": windows(classifier, groups, sensitive(classifier, data), settings, study.searched),
         "meta": meta,
         **({"attempts": told} if attempts else {}),
+        **({"long": longer} if longer else {}),
         "checks": checks(classifier, data, groups, settings),
         "cpu_seconds": time.process_time() - began,
     }

@@ -27,6 +27,8 @@ from thurl.training.progress import quiet_trainer
 
 
 DENSITIES = (0.02, 0.05, 0.1, 0.25, 0.5)
+LONG = ("fine-tuning", *(f"{name} {density} %" for density in (5, 10) for name in ("learned", "random", "gradient")))
+"""What is also edited with more steps."""
 TOGETHER = 24
 """Edits computed at a time."""
 
@@ -43,6 +45,7 @@ class Study:
         groups: at most that many, the largest.
         largest: pictures of a group.
         steps, rate: of an edit.
+        long_steps: of the edits of `LONG` once more; None: they are not.
         densities: of the masks.
     """
 
@@ -55,6 +58,7 @@ class Study:
     largest: int = 20
     steps: int = 40
     rate: float = 5e-4
+    long_steps: int | None = None
     densities: tuple[float, ...] = DENSITIES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib
 import logging
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -90,7 +91,7 @@ def test_a_toy_run(benchmark, tmp_path):
     logging.getLogger("thurl.editing.edit").setLevel(logging.ERROR)
     data = load_digit_pictures(0)
     small = Digits(data.train, data.train_labels, data.test[:200], data.test_labels[:200])
-    study = benchmark.Study(epochs=1, iterations=1, batch=4, edits=1, groups=2, largest=12, steps=2)
+    study = benchmark.Study(epochs=1, iterations=1, batch=4, edits=1, groups=2, largest=12, steps=2, long_steps=3)
     found = benchmark.run(small, 0, study, attempts=True)
     kinds = {name.partition(",")[0].partition(" ")[0] for name in found["methods"]}
     attempts = {"learned-long", "learned-local", "learned-gradients"}
@@ -99,6 +100,7 @@ def test_a_toy_run(benchmark, tmp_path):
     assert all(0 <= values["sr"] <= 100 and values["steps"] > 0 for values in found["methods"].values())
     assert found["checks"]["f_exact"] == found["checks"]["g_top_k"] == found["checks"]["h_refused"] == 1
     assert found["fronts"].keys() == kinds - {"extra"} and found["attempts"].keys() == attempts
+    assert len(found["long"]) == 7 and all(values["steps"] > 2 for values in found["long"].values())
     assert list(found["layers"]) == [
         f"{kind} {first}-{first + 2}" for kind in ("ffn", "attention") for first in range(4)
     ]
@@ -111,3 +113,14 @@ def test_every_shift_has_its_largest_group(benchmark):
     found = [FailureGroup(shift, true, 0, torch.zeros(0)) for shift in ("blur", "shear", "stripes") for true in (1, 2)]
     chosen = benchmark.spread(found, 4)
     assert [(one.shift, one.true) for one in chosen] == [("blur", 1), ("shear", 1), ("stripes", 1), ("blur", 2)]
+
+
+def test_classifiers_compared(benchmark, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    compare = importlib.import_module("vit_editing_classifiers")
+    data = load_digit_pictures(0)
+    small = Digits(data.train[:120], data.train_labels[:120], data.test[:200], data.test_labels[:200])
+    study = compare.Study(epochs=1, edits=1, groups=1, largest=12, steps=2)
+    found = compare.run(small, 0, study, {"plain": {}, "far": {"jitter": 3.0, "spread": 0.1}})
+    plain, far = found["classifiers"].values()
+    assert plain["fine_sr"] >= 0 and plain.keys() == far.keys() and plain != far

@@ -89,11 +89,27 @@ def shifted(pictures: torch.Tensor, shift: str) -> torch.Tensor:
     return _normalised(plain.clamp(0, 1))
 
 
-def pretrain_digits(digits: Digits, *, seed: int = 0, epochs: int = 24, batch_size: int = 60) -> Any:
+def pretrain_digits(
+    digits: Digits,
+    *,
+    seed: int = 0,
+    epochs: int = 24,
+    batch_size: int = 60,
+    spread: float = 0.02,
+    jitter: float = 1.0,
+) -> Any:
     """A ViT of 6 blocks of width 48 for transformers, trained on `digits.train`, in evaluation mode.
 
     AdamW with one cycle up to 2e-3, weight decay and label smoothing 0.05; every picture is turned, moved and scaled a
     little and gets noise. Weights and draws follow from `seed`; torch's global generator is put back afterwards.
+
+    Args:
+        digits: the pictures.
+        seed: of weights and draws.
+        epochs: at least 1.
+        batch_size: pictures in a step.
+        spread: standard deviation of the first weights.
+        jitter: factor on how far pictures are turned (0.1 rad), scaled and moved (0.05).
 
     Raises:
         UsageError: fewer than one epoch.
@@ -112,6 +128,7 @@ def pretrain_digits(digits: Digits, *, seed: int = 0, epochs: int = 24, batch_si
         num_channels=1,
         num_labels=10,
         layer_norm_eps=1e-6,
+        initializer_range=spread,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,7 +139,7 @@ def pretrain_digits(digits: Digits, *, seed: int = 0, epochs: int = 24, batch_si
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(digits.train), generator=generator).split(batch_size):
-            pictures = _jittered(digits.train[rows], generator)
+            pictures = _jittered(digits.train[rows], generator, jitter)
             logits = model(pictures).logits
             loss = functional.cross_entropy(logits, digits.train_labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -194,12 +211,12 @@ def _blurred(pictures: torch.Tensor, sigma: float) -> torch.Tensor:
     return functional.conv2d(functional.conv2d(padded, weights[None, None, :, None]), weights[None, None, None])
 
 
-def _jittered(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    def between(low: float, high: float) -> torch.Tensor:
-        return torch.rand(len(pictures), generator=generator) * (high - low) + low
+def _jittered(pictures: torch.Tensor, generator: torch.Generator, strength: float) -> torch.Tensor:
+    def around(middle: float, reach: float) -> torch.Tensor:
+        return torch.rand(len(pictures), generator=generator) * (2 * strength * reach) + (middle - strength * reach)
 
-    turn, zoom = between(-0.1, 0.1), between(0.95, 1.05)
+    turn, zoom = around(0, 0.1), around(1, 0.05)
     cosine, sine = torch.cos(turn) / zoom, torch.sin(turn) / zoom
-    rows = [cosine, -sine, between(-0.05, 0.05), sine, cosine, between(-0.05, 0.05)]
+    rows = [cosine, -sine, around(0, 0.05), sine, cosine, around(0, 0.05)]
     plain = _moved(pictures * _STD + _MEAN, torch.stack(rows, dim=1).reshape(-1, 2, 3))
     return _normalised(plain + 0.05 * torch.randn(plain.shape, generator=generator))
