@@ -182,7 +182,7 @@ def _card(folder: Path, found: RunFiles, to: Destination) -> bytes:
     text = place.read_text(encoding="utf-8") if place.is_file() else _short_card()
     text = text.replace(PLACEHOLDER, to.name)
     try:
-        card = (ModelCard if found.repo_type == "model" else DatasetCard)(text)
+        card: Any = (ModelCard if found.repo_type == "model" else DatasetCard)(text)
         if to.base_model and found.repo_type == "model":
             card.data.base_model = to.base_model
             if found.adapter:

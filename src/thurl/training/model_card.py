@@ -77,6 +77,7 @@ def model_card(
 
     base = hub_name(card.base_model)
     results = _results(card, metrics)
+    relation: dict[str, Any] = {"base_model_relation": card.relation} if base and card.relation else {}
     data = ModelCardData(
         library_name=card.library,
         license=card.license,
@@ -86,7 +87,7 @@ def model_card(
         pipeline_tag=None if card.task == "other" else card.task,
         model_name=one_line(model_name) if results else None,
         eval_results=results or None,
-        **({"base_model_relation": card.relation} if base and card.relation else {}),
+        **relation,
     )
     trained = f"Trained with thurl: {one_line(card.name)}.\n"
     parts = [front_matter(data), f"# {one_line(model_name)}\n", trained]
