@@ -140,6 +140,23 @@ def test_without_an_outer_split_people_are_set_aside(study, tmp_path):
     assert "outer" not in trained.parts and len(trained.parts["train"]) == len(parts["train"]) + len(parts["outer"])
 
 
+def test_a_batch_holds_a_real_face_and_its_forgeries(tmp_path, study):
+    def groups(matched):
+        recipe = loaded(tmp_path, f"data.matched={matched}", "training.per_device_train_batch_size=6")
+        trainer = build_trainer(recipe, training_arguments(recipe), study, GRAPH)
+        rows = list(trainer._get_train_sampler())
+        assert sorted(rows) == list(range(len(trainer.train_dataset)))
+        return [[(study.parts["train"][row].video_key, study.parts["train"][row].frame) for row in rows[at : at + 2]]
+                for at in range(0, len(rows), 2)]  # fmt: skip
+
+    together = groups("true")  # one forgery of each
+    assert len(together) == 8 and together != groups("false")
+    for pair in together:
+        (real,) = [(key, frame) for key, frame in pair if not key[1]]
+        (forged,) = [(key, frame) for key, frame in pair if key[1]]
+        assert forged[1] == real[1] and forged[0][3].startswith(real[0][3])
+
+
 def test_parts_that_cannot_serve_are_named(study, tmp_path):
     train, val = study.parts["train"], study.parts["val"]
 
