@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/deepfake_mtl_tiny.py --seeds 411 412 413
 
-Every seed draws other people, forgeries, weights and batches. `validation` are the faces that the checkpoint was chosen
-on, `test` are faces of other people; the control is the untrained network on the test faces, which must not tell
-anything apart.
+Every seed draws other people, forgeries, weights and batches. `validation` are the faces that the checkpoint was
+chosen on, `test` are faces of other people; the control is the untrained network on the test faces, which must not
+tell anything apart.
 
 The bars, set after runs with the development seeds 5 and 6 and before the first with others, hold for every seed: AUC
 of videos and mean AUC of regions at least `LEARNED` on validation and test faces, both below `UNTRAINED` before
