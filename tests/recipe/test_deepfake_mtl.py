@@ -29,6 +29,7 @@ SHORT = [
     "model.tiny={patch_size: 16, hidden: 8, layers: 1, heads: 2}",
     "data.sources=[{format: drawn, people: {train: 4, outer: 2, val: 2}, frames: 2}]",
     "evaluation.sources=[{format: drawn, dataset: other, people: {test: 3}, frames: 2, seed: 9}]",
+    "bilevel.every=1",
     "evaluation.resamples=20",
     *(f"training.{name}" for name in ("max_steps=4", "eval_steps=2", "save_steps=2", "logging_steps=1")),
     "training.per_device_train_batch_size=4",
