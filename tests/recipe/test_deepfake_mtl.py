@@ -29,6 +29,7 @@ SHORT = [
     "model.tiny={patch_size: 16, hidden: 8, layers: 1, heads: 2}",
     "data.sources=[{format: drawn, people: {train: 4, outer: 2, val: 2}, frames: 2}]",
     "evaluation.sources=[{format: drawn, dataset: other, people: {test: 3}, frames: 2, seed: 9}]",
+    "bilevel.every=1",
     "evaluation.resamples=20",
     *(f"training.{name}" for name in ("max_steps=4", "eval_steps=2", "save_steps=2", "logging_steps=1")),
     "training.per_device_train_batch_size=4",
@@ -138,6 +139,23 @@ def test_without_an_outer_split_people_are_set_aside(study, tmp_path):
     assert people["outer"] and not people["outer"] & people["train"]
     trained = load_study(loaded(tmp_path, written(tmp_path / "m", alone), "bilevel.outer=train"), tmp_path, GRAPH)
     assert "outer" not in trained.parts and len(trained.parts["train"]) == len(parts["train"]) + len(parts["outer"])
+
+
+def test_a_batch_holds_a_real_face_and_its_forgeries(tmp_path, study):
+    def groups(matched):
+        recipe = loaded(tmp_path, f"data.matched={matched}", "training.per_device_train_batch_size=6")
+        trainer = build_trainer(recipe, training_arguments(recipe), study, GRAPH)
+        rows = list(trainer._get_train_sampler())
+        assert sorted(rows) == list(range(len(trainer.train_dataset)))
+        return [[(study.parts["train"][row].video_key, study.parts["train"][row].frame) for row in rows[at : at + 2]]
+                for at in range(0, len(rows), 2)]  # fmt: skip
+
+    together = groups("true")  # one forgery of each
+    assert len(together) == 8 and together != groups("false")
+    for pair in together:
+        (real,) = [(key, frame) for key, frame in pair if not key[1]]
+        (forged,) = [(key, frame) for key, frame in pair if key[1]]
+        assert forged[1] == real[1] and forged[0][3].startswith(real[0][3])
 
 
 def test_parts_that_cannot_serve_are_named(study, tmp_path):

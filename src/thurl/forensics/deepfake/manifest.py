@@ -92,6 +92,12 @@ class FaceItem:
         return self.dataset, self.fake, self.manipulation, self.video or self.path
 
     @property
+    def source_key(self) -> tuple[str, str, int | None]:
+        """(dataset, real video, frame): what a real face and the forgeries of it have in common."""
+        real = self.original if self.fake == 1 else self.video
+        return self.dataset, real or self.path, self.frame
+
+    @property
     def where(self) -> str:
         """Picture and origin in words, for messages."""
         return f"{self.path} ({self.source} row {self.row})" if self.row else self.path
