@@ -14,7 +14,8 @@ from thurl.forensics.deepfake.drawn_faces import write_drawn_faces
 from thurl.forensics.deepfake.expansion import expand
 from thurl.forensics.deepfake.expansion_plan import ExpansionConfig
 from thurl.forensics.deepfake.graph import LabelGraph
-from thurl.forensics.deepfake.manifest import FaceItem, read_manifest, split_by_identity
+from thurl.forensics.deepfake.identity_split import split_by_identity
+from thurl.forensics.deepfake.manifest import FaceItem, read_manifest
 from thurl.forensics.deepfake.sampling import sample_frames
 from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.deepfake_sections import PARTS
