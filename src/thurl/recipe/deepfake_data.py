@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thurl.errors import DataError
+from thurl.forensics.deepfake.checks import check_pictures
 from thurl.forensics.deepfake.dataset import LabelledFaces
 from thurl.forensics.deepfake.drawn_faces import write_drawn_faces
 from thurl.forensics.deepfake.expansion import expand
@@ -88,6 +89,8 @@ def load_study(recipe: Any, folder: Path, graph: LabelGraph) -> FaceStudy:
     if evaluation is not None:
         test = _sampled(_all_items(evaluation.sources, folder / "data" / "test", graph, seed), evaluation.frames)
         _check_disjoint(test, parts)
+    lists = {source.manifest for source in data.sources if source.format == "manifest"}
+    check_pictures(item for own in parts.values() for item in own if item.source in lists)
     study = FaceStudy(parts, test)
     logger.info("Faces: %s", study.counts())
     return study

@@ -18,7 +18,7 @@ def split_by_identity(
     """Disjoint parts in which no person, and no video, is in two.
 
     People who occur in one picture are kept together, so few swaps between many people may make one large group.
-    Items without identities are split by video.
+    Items without identities are split by video, a forgery together with its `original`.
 
     Args:
         items: whatever their `split`.
@@ -48,4 +48,7 @@ def split_by_identity(
 
 def _belonging(item: FaceItem) -> list[str]:
     people = [f"person {item.dataset}\0{name}" for name in item.identities]
-    return [*people, "video " + "\0".join(map(str, item.video_key))]
+    # A forgery shows the person of its original, whether or not anybody has a name.
+    source = item.original or (item.video if item.fake == 0 else "")
+    sources = [f"source {item.dataset}\0{source}"] if source else []
+    return [*people, *sources, "video " + "\0".join(map(str, item.video_key))]
