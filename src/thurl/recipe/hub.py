@@ -83,7 +83,7 @@ def destination_of(recipe: Any) -> Any:
         str(training["hub_model_id"]),
         training.get("hub_private_repo"),
         training.get("hub_revision"),
-        getattr(recipe.hub, "base_model", None),
+        getattr(getattr(recipe, "hub", None), "base_model", None),  # methods of other packages may lack it
     )
 
 
