@@ -130,7 +130,14 @@ def test_a_copied_recipe_trains_outside_the_checkout(installed, tmp_path):
     copied = json.loads(outside([thurl, "copy", "tiny/edit_vit", "--json"], tmp_path).stdout)
     words = copied["command"].split()
     assert words[:2] == ["accelerate", "launch"]
-    command = [installed, "-m", "accelerate.commands.launch", *words[2:], "training.max_steps=2", "model.digits.epochs=2"]
+    command = [
+        installed,
+        "-m",
+        "accelerate.commands.launch",
+        *words[2:],
+        "training.max_steps=2",
+        "model.digits.epochs=2",
+    ]
     done = outside(command, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "runs" / "tiny_edit_vit" / "results.json").read_text())

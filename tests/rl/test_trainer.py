@@ -1,5 +1,7 @@
 import inspect
+import json
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -48,6 +50,20 @@ def _trainer(tiny_folder, rated_images, tmp_path, *, model=None, processor=None,
 
 def _weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_the_table_of_completions_names_picture_score_and_failure(tiny_folder, rated_images, tmp_path):
+    rewards = [_random_length_reward, RankReward(4)]
+    args = _args(tmp_path, max_steps=1, log_completions=True, num_completions_to_print=1)
+    _trainer(tiny_folder, rated_images, tmp_path, rewards=rewards, args=args).train()
+    (table,) = sorted((tmp_path / "completions").glob("*.jsonl"))[:1]
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert len(rows) == len(pandas.read_parquet(table.with_suffix(".parquet"))) == args.generation_batch_size
+    names = {f"{record.dataset}/{record.image}" for record in rated_images}
+    for row in rows:  # an untrained model does not answer in the format
+        assert row["image_id"] in names and row["completion"] and row["advantage"] is not None
+        assert row["score"] is None and row["failed"] is True
+        assert row["rewards"]["thurstone_fidelity"] == 0.0
 
 
 def test_every_parameter_moves(tiny_folder, rated_images, tmp_path):
