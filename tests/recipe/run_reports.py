@@ -21,7 +21,7 @@ def check_run_report(results, page):
     assert document["summary"]["seconds"]["mean"] == record["seconds"]
     again = Path(results).with_name("again.yaml")
     again.write_text(json.dumps(document["settings"]), encoding="utf-8")
-    assert load_recipe(again).recipe.model_dump(mode="json") == document["settings"]
+    assert load_recipe(again).recipe.model_dump(mode="json", exclude_unset=True) == document["settings"]
     assert document["settings"]["method"] == document["method"]
     html = Path(page).read_text(encoding="utf-8")
     parts = ["<header><h1>", "<p class='lead'>", "<dl class='facts'>", "<section><h2>", "<footer>thurl "]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from thurl.training.completions import completion_table, write_completion_lines
+from thurl.training.completions import completion_table, conversation_text, write_completion_lines
 from thurl.training.log_file import LOG_FILE, LogFile
 
 
@@ -77,12 +77,11 @@ def test_a_completion_without_a_score_is_marked_and_undefined(tmp_path):
     table = completion_table(str(tmp_path), 7)
     assert table.name == "completions_00007.parquet"
     table.parent.mkdir()
-    prompt = [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Rate it."}]}]
     pandas.DataFrame(
         {
             "step": [7, 7],
-            "prompt": [prompt, prompt],
-            "completion": [[{"role": "assistant", "content": text}] for text in ("<answer>4</answer>", "none")],
+            "prompt": ["Rate it.", "Rate it."],
+            "completion": ["<answer>4</answer>", "none"],
             "thurstone_fidelity": [0.9, float("nan")],
             "format": [1.0, float("nan")],
             "image_id": ["five/a.png", "five/a.png"],
@@ -98,3 +97,12 @@ def test_a_completion_without_a_score_is_marked_and_undefined(tmp_path):
     assert read["rewards"] == {"thurstone_fidelity": 0.9, "format": 1.0} and read["reward"] == pytest.approx(1.9)
     assert (read["image_id"], read["score"], read["failed"]) == ("five/a.png", 4.0, False)
     assert (failed["score"], failed["failed"], failed["reward"]) == (None, True, None)
+
+
+def test_the_words_of_a_conversation():
+    prompt = [
+        {"role": "system", "content": "Be fair."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Rate it."}]},
+    ]
+    assert conversation_text(prompt) == "Be fair.\nRate it."
+    assert conversation_text("as it is") == "as it is"

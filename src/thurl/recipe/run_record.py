@@ -31,8 +31,8 @@ def write_run_results(
 
     Args:
         path: `.json` file.
-        recipe: the validated recipe; written as `method` and `settings`, everything a run was told (a recipe
-            holds no credentials).
+        recipe: the validated recipe; written as `method` and `settings`, what file and overrides said, which is a
+            recipe again (a recipe holds no credentials).
         record: with `seed` and `seconds`.
         recipe_path, overrides: what was started.
         more: further entries of the method, JSON values.
@@ -49,7 +49,7 @@ def write_run_results(
         overrides=list(overrides),
         runs=[record],
         method=recipe.method,
-        settings=recipe.model_dump(mode="json"),
+        settings=recipe.model_dump(mode="json", exclude_unset=True),
         **plain(more),
     )
 

@@ -2,7 +2,8 @@
 
 TRL's own file, `completions/completions_<step>.parquet`, has one row per completion of the last batch: `step`,
 `prompt`, `completion`, a column per reward function, `advantage`, and what reward functions add by `log_extra`; the
-same rows go to wandb and trackio.
+same rows go to wandb and trackio. Conversations are turned into text before: a prompt with a picture has parts of
+different shapes, for which wandb's table ends the training with a TypeError (TRL 1.16, wandb 0.31).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from thurl.training.results import plain, write_atomically
 
 
-__all__ = ["completion_table", "write_completion_lines"]
+__all__ = ["completion_table", "conversation_text", "write_completion_lines"]
 
 
 def completion_table(output_dir: str, step: int) -> Path:
@@ -31,7 +32,7 @@ def write_completion_lines(table: Path, reward_names: Sequence[str]) -> Path:
         reward_names: the columns of the reward functions.
 
     Returns:
-        the new file: per line `step`, `image_id` where there are pictures, `prompt` and `completion` as text, `score`
+        the new file: per line `step`, `image_id` where there are pictures, `prompt`, `completion`, `score`
         and `failed` where scores are read, `rewards` by function, `reward` (their plain sum, null where none applies),
         `advantage`, and further columns as they are. What is undefined is null, never a number.
     """
@@ -42,7 +43,7 @@ def write_completion_lines(table: Path, reward_names: Sequence[str]) -> Path:
         row = plain(row)
         rewards = {name: row.pop(name) for name in reward_names}
         known = [reward for reward in rewards.values() if reward is not None]
-        row |= {"prompt": _text(row["prompt"]), "completion": _text(row["completion"]), "rewards": rewards}
+        row["rewards"] = rewards
         row["reward"] = sum(known) if known else None
         lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
     target = table.with_suffix(".jsonl")
@@ -50,13 +51,12 @@ def write_completion_lines(table: Path, reward_names: Sequence[str]) -> Path:
     return target
 
 
-def _text(messages: Any) -> str:
-    """Words of a conversation: of each message its text, or the texts among its parts."""
+def conversation_text(messages: Any) -> str:
+    """Words of a conversation: of each message its text, or the texts among its parts; text stays as it is."""
     if isinstance(messages, str):
         return messages
     words = []
     for message in messages:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
-        words += [part for part in parts if part]
+        words += [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
     return "\n".join(words)
