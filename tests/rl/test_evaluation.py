@@ -17,7 +17,8 @@ from scipy.stats import pearsonr, spearmanr
 
 from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
-from thurl.rl.evaluation import QualityEvalCallback, evaluate_model, evaluate_scores, evaluation_table, jsonable
+from thurl.rl.eval_callback import QualityEvalCallback
+from thurl.rl.evaluation import evaluate_model, evaluate_scores, evaluation_table, jsonable
 from thurl.rl.scorer import QualityScorer
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 
@@ -297,7 +298,8 @@ WORKER = """
 import json, sys
 import torch, torch.distributed as dist
 from thurl.data.records import RatedImage
-from thurl.rl.evaluation import QualityEvalCallback, jsonable
+from thurl.rl.eval_callback import QualityEvalCallback
+from thurl.rl.evaluation import jsonable
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 
 torch.set_num_threads(1)

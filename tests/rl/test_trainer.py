@@ -80,7 +80,7 @@ def test_completions_name_picture_score_and_failure_in_file_and_trackers(
         import wandb
 
         shown = dict(wandb.run.summary)
-        wandb.teardown()  # also forgets its folder
+        wandb.finish()
         assert {"train/reward", "completions"} <= set(shown)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thurl.lazy import lazy_names
 
 
 # name -> module. Resolved on first use, so that parsing a score does not import trl.
 _PUBLIC = {
     "DatasetBlockSampler": "thurl.rl.sampler",
     "FormatReward": "thurl.rl.rank_reward",
-    "QualityEvalCallback": "thurl.rl.evaluation",
+    "QualityEvalCallback": "thurl.rl.eval_callback",
     "QualityScore": "thurl.rl.scorer",
     "QualityScorer": "thurl.rl.scorer",
     "RankGRPOConfig": "thurl.rl.trainer",
@@ -43,7 +44,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from thurl.rl.dataset import build_rank_dataset
-    from thurl.rl.evaluation import QualityEvalCallback
+    from thurl.rl.eval_callback import QualityEvalCallback
     from thurl.rl.parsing import format_reward, parse_score
     from thurl.rl.rank_reward import FormatReward, RankReward, ThresholdReward
     from thurl.rl.rewards import RankRewardOptions, thurstone_fidelity_rewards
@@ -51,12 +52,4 @@ if TYPE_CHECKING:
     from thurl.rl.scorer import QualityScore, QualityScorer
     from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

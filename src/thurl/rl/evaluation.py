@@ -27,22 +27,13 @@ from thurl.metrics import bootstrap_interval, fit_logistic, per_group, plcc, src
 
 if TYPE_CHECKING:
     from thurl.rl.decoding import Decoding, QualityScore
-    from thurl.rl.eval_callback import QualityEvalCallback
     from thurl.rl.scorer import QualityScorer
 
-__all__ = ["GROUPINGS", "QualityEvalCallback", "evaluate_model", "evaluate_scores", "evaluation_table", "jsonable"]
+__all__ = ["GROUPINGS", "evaluate_model", "evaluate_scores", "evaluation_table", "jsonable"]
 
 Grouping = Literal["global", "per_reference", "both"]
 GROUPINGS = ("global", "per_reference", "both")
 _HEADLINE = ("srcc", "plcc", "plcc_logistic", "srcc_all", "plcc_all")
-
-
-def __getattr__(name: str) -> Any:
-    if name == "QualityEvalCallback":
-        from thurl.rl.eval_callback import QualityEvalCallback
-
-        return QualityEvalCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def evaluate_scores(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thurl.lazy import lazy_names
 
 
 # name -> module. Resolved on first use, so that the command line does not import torch.
@@ -48,12 +49,4 @@ if TYPE_CHECKING:
     from thurl.iqa.afine.pairing import pair_files
     from thurl.iqa.afine.reward import AFineReward, reward_of
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

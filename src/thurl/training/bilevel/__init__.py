@@ -9,8 +9,9 @@ step on a model, its optimizer and two batches. `thurl.training.method_trainer` 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thurl.lazy import lazy_names
 
 
 # name -> module. Resolved on first use, so that a recipe can check its settings without torch.
@@ -26,12 +27,4 @@ if TYPE_CHECKING:
     from thurl.training.bilevel.config import BilevelConfig
     from thurl.training.bilevel.step import BilevelReport, BilevelStep
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
