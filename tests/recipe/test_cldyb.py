@@ -21,6 +21,8 @@ from thurl.recipe.shipped import find_recipe
 from thurl.recipe.validate import load_recipe
 from thurl.training.results import read_results
 
+from .run_reports import check_run_report
+
 
 TINY = str(find_recipe("tiny/cldyb"))
 FULL = str(find_recipe("cldyb"))
@@ -129,6 +131,7 @@ def test_a_run_leaves_sequences_replays_and_reports(whole):
     cost = record["cost"]
     assert cost["trained"] <= cost["trainings"] < cost["path_trainings"] and 0 < cost["saved_by_prefixes"] < 1
     assert 0.2 < record["encoder_fit"] <= 1
+    check_run_report(folder / "results.json", folder / "report.html")
     stored = read_results(folder / "results.json")["runs"][0]
     assert stored["tasks"] == record["tasks"] and stored["transfer"] == record["transfer"]
     table = (folder / "transfer.csv").read_text().splitlines()

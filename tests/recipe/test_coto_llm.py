@@ -26,6 +26,7 @@ from thurl.text.loading import load_language_model
 from thurl.text.prompts import PromptStyle
 
 from ..rl.forked_worlds import command
+from .run_reports import check_run_report
 
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,7 @@ def test_coto_learns_a_new_command_and_shuffled_answers_teach_nothing(run, with_
     assert record["per_task"]["complement"]["accuracy_after"] == record["accuracy_after"] and record["n"] == 100
     results = json.loads((out / "results.json").read_text())
     assert results["runs"][0]["accuracy_after"] == record["accuracy_after"]
+    check_run_report(out / "results.json", out / "report.html")
     page = (out / "report.html").read_text()
     assert "accuracy control" in page and "://" not in page
     # The mask was in force: fewer adapters at first, all of them in the last quarter.

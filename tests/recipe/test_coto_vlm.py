@@ -15,6 +15,8 @@ from thurl.recipe.visualquality_r1 import prompt_preset
 from thurl.recipe.visualquality_r1_data import load_study
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 
+from .run_reports import check_run_report
+
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "tiny" / "coto_vlm.yaml"
@@ -105,6 +107,7 @@ def test_a_whole_run_with_its_control(tmp_path):
     assert {"srcc_before", "srcc_after", "srcc_control", "parse_rate_after"} <= set(record)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [entry["step"] for entry in results["validation"]] == [0, 2]
+    check_run_report(tmp_path / "results.json", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "Supervised fine-tuning on rated pictures" in page and "GRPO" not in page
     assert "CoTo with p from 0.1 to 1 over 75% of the steps" in page and "lora adapter of rank 8" in page

@@ -21,6 +21,8 @@ from thurl.recipe.launch import run_recipe
 from thurl.recipe.preflight import missing_requirements
 from thurl.recipe.validate import load_recipe
 
+from .run_reports import check_run_report
+
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes" / "tiny" / "deepfake_mtl.yaml"
@@ -187,6 +189,7 @@ def test_a_whole_run(tmp_path, study):
     assert 0 <= record["test"]["video_auc"] <= 1 and record["unusable"] == 0
     assert set(record["perturbed"]) == {"jpeg_75"} and "video_auc" in record["before"]
     assert record["regions"]["nose"] is not None and record["regions"]["skin"] is None
+    check_run_report(folder / "results.json", folder / "report.html")
     results = json.loads((folder / "results.json").read_text())
     assert [entry["step"] for entry in results["trajectory"] if "eval_loss" in entry] == [2, 4]
     assert set(results["test"]["datasets"]) == {"other"} and results["test"]["thresholds"]["video"] is not None

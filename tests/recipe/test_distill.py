@@ -28,6 +28,8 @@ from thurl.recipe.shipped import find_recipe
 from thurl.recipe.validate import load_recipe
 from thurl.training.results import read_results
 
+from .run_reports import check_run_report
+
 
 TINY = str(find_recipe("tiny/distill_rate_utility"))
 FULL = str(find_recipe("distill_rate_utility"))
@@ -164,6 +166,7 @@ def test_every_baseline_is_at_these_bits_and_says_what_was_counted(whole):
 def test_results_and_page_are_written(whole):
     _, record, folder = whole
     assert read_results(folder / "results.json")["runs"][0]["bits_per_class"] == record["bits_per_class"]
+    check_run_report(folder / "results.json", folder / "page.html")
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "Distilled data set" in page and "JPEG" in page and page.count("data:image/png") >= 4
     assert "Trained with thurl" in (folder / "joint" / "README.md").read_text(encoding="utf-8")

@@ -20,6 +20,8 @@ from thurl.recipe.edit_vit_run import load_base, meta_settings, run
 from thurl.recipe.shipped import find_recipe
 from thurl.recipe.validate import load_recipe
 
+from .run_reports import check_run_report
+
 
 TINY, FULL = str(find_recipe("tiny/edit_vit")), str(find_recipe("edit_vit"))
 SMALL = [
@@ -90,6 +92,7 @@ def test_the_whole_run(tmp_path: Path) -> None:
         assert row["groups"] == row["edits"] > 1 and row["steps"] > 0
         assert all(0 <= row[name] <= 100 for name in ("SR", "GR", "LR_right"))
     assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["edits"] == record["edits"]
+    check_run_report(tmp_path / "results.json", tmp_path / "report.html")
     assert "Edits of failing pictures" in (tmp_path / "report.html").read_text()
     base = load_base(recipe, recipe.training["seed"])
     saved = MaskHypernetwork.from_pretrained(

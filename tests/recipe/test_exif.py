@@ -21,6 +21,8 @@ from thurl.recipe.launch import run_recipe
 from thurl.recipe.preflight import missing_requirements
 from thurl.recipe.validate import load_recipe
 
+from .run_reports import check_run_report
+
 
 ROOT = Path(__file__).parents[2]
 TINY = {name: ROOT / "recipes" / "tiny" / f"{name}.yaml" for name in ("exif_ordinal", "blades")}
@@ -207,6 +209,7 @@ def test_a_whole_run_with_its_control(tmp_path, name):
     recipe = loaded(name, tmp_path / "run", *overrides)
     record = run(recipe, recipe_path=str(TINY[name]), overrides=overrides)
     results = json.loads((tmp_path / "results.json").read_text())
+    check_run_report(tmp_path / "results.json", tmp_path / "report.html")
     assert results["runs"] == [record]
     assert set(record["after"]) == {"test", "test_edits", "validation"} and set(record["before"]) == {
         "test",

@@ -22,6 +22,7 @@ from thurl.restoration.restorer import Restorer
 from thurl.training.results import read_results
 
 from ..rl.forked_worlds import command
+from .run_reports import check_run_report
 
 
 SCRIPT = Path(__file__).with_name("restoration_run.py")
@@ -114,6 +115,7 @@ def test_the_whole_run(tmp_path):
     ]  # fmt: skip
     loaded = small.recipe(tmp_path / "run", *overrides)
     record = run(loaded, recipe_path="tiny/face_restoration", overrides=overrides)
+    check_run_report(tmp_path / "results.json", tmp_path / "report.html")
     assert read_results(tmp_path / "results.json")["runs"][0]["psnr"] == record["psnr"]
     for metric in ("psnr", "ssim"):
         assert set(record[metric]) == {"degraded", "gaussian", "untrained", "model", "control"}

@@ -14,6 +14,8 @@ from thurl.recipe.visualquality_r1_report import TrainedRun, write_report
 from thurl.rl.decoding import failed_score
 from thurl.rl.evaluation import summarise_scores
 
+from .run_reports import check_run_report
+
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "visualquality_r1.yaml"
 
@@ -40,6 +42,7 @@ def test_a_run_without_a_single_readable_answer(tmp_path, capsys, evaluated_befo
     assert record["srcc_after"] is None and record["srcc_control"] is None
     assert json.loads(results.read_text())["runs"][0]["seed"] == 3
     assert record["seconds_per_step"] == {"update": 0.75}
+    check_run_report(results, page)
     assert "undefined" in page.read_text()
     assert "<td>update</td><td>75.0%</td><td>0.750</td>" in page.read_text()
     assert "undefined after" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 import inspect
+import json
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -9,6 +11,8 @@ from trl import GRPOConfig, GRPOTrainer
 from thurl.errors import ThurlError, UsageError
 from thurl.rl import RankGRPOConfig, RankGRPOTrainer, RankReward, build_rank_dataset
 from thurl.rl.trainer import check_image_markers, check_rollout, freeze_parameters
+
+from ..training.tracker_places import trackers_in
 
 
 def _args(folder, **fields):
@@ -48,6 +52,36 @@ def _trainer(tiny_folder, rated_images, tmp_path, *, model=None, processor=None,
 
 def _weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_completions_name_picture_score_and_failure_in_file_and_trackers(
+    tiny_folder, rated_images, tmp_path, monkeypatch
+):
+    """Trackers that are installed take part; the table on the disk is there without any."""
+    trackers = trackers_in(tmp_path, monkeypatch)
+    rewards = [_random_length_reward, RankReward(4)]
+    fields = {"max_steps": 1, "log_completions": True, "num_completions_to_print": 1, "report_to": trackers}
+    trainer = _trainer(tiny_folder, rated_images, tmp_path, rewards=rewards, args=_args(tmp_path, **fields))
+    trainer.train()
+    table = sorted((tmp_path / "completions").glob("*.jsonl"))[0]
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert len(rows) == len(pandas.read_parquet(table.with_suffix(".parquet"))) == trainer.args.generation_batch_size
+    names = {f"{record.dataset}/{record.image}" for record in rated_images}
+    for row in rows:  # an untrained model does not answer in the format
+        assert row["image_id"] in names and isinstance(row["completion"], str) and row["advantage"] is not None
+        assert row["score"] is None and row["failed"] is True
+        assert row["rewards"]["thurstone_fidelity"] == 0.0
+    assert any("reward" in json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    if "tensorboard" in trackers:
+        assert list((tmp_path / "events").glob("events.*"))
+    if "trackio" in trackers:
+        assert list((tmp_path / "trackio").rglob("*.db"))
+    if "wandb" in trackers:
+        import wandb
+
+        shown = dict(wandb.run.summary)
+        wandb.finish()
+        assert {"train/reward", "completions"} <= set(shown)
 
 
 def test_every_parameter_moves(tiny_folder, rated_images, tmp_path):

@@ -17,6 +17,7 @@ from thurl.errors import StoppedError, ThurlError, UsageError
 from thurl.training import exact_resume
 from thurl.training.checkpoints import MANIFEST, UNFINISHED, checkpoint_problems, last_whole_checkpoint
 from thurl.training.exact_resume import ExactResumeTrainer
+from thurl.training.log_file import LOG_FILE
 
 
 class Noisy(torch.nn.Module):
@@ -115,7 +116,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(ThurlError, match="step 5 could not be written: OSError: .*No space left") as failed:
         trainer(tmp_path, At(5, full), save_total_limit=1).train()
     assert str(tmp_path / "checkpoint-4") in str(failed.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", LOG_FILE]
     assert checkpoint_problems(tmp_path / "checkpoint-4") == []
 
 

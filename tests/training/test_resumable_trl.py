@@ -14,7 +14,7 @@ def test_private_names_are_where_they_are_expected():
     assert "RepeatSampler(" in inspect.getsource(GRPOTrainer._get_train_sampler)
     for trainer, names in (
         (SFTTrainer, ("_metrics", "_total_train_tokens")),
-        (GRPOTrainer, ("_metrics", "_step", "_buffered_inputs")),
+        (GRPOTrainer, ("_metrics", "_step", "_buffered_inputs", "_logs")),
     ):
         source = inspect.getsource(trainer.__init__)
         assert all(f"self.{name} = " in source for name in names)

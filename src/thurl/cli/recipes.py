@@ -1,15 +1,17 @@
-"""`thurl list | show | validate | train | env`."""
+"""`thurl list | show | copy | validate | train | env`."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from thurl.errors import UsageError
-from thurl.recipe.shipped import find_recipe, recipe_summary, shipped_recipes
+from thurl.recipe.shipped import copy_recipe, find_recipe, recipe_summary, shipped_recipes
 
 
 __all__ = ["register"]
@@ -29,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the recipe commands to `app`."""
     app.command("list")(list_recipes)
     app.command("show")(show)
+    app.command("copy")(copy)
     app.command("validate")(validate)
     app.command("train", context_settings={"ignore_unknown_options": True})(train)
     app.command("env")(env)
@@ -68,6 +71,32 @@ def show(
     loaded = load_recipe(find_recipe(recipe), overrides or ())
     data = resolved(loaded.recipe, defaults=defaults)
     typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=119), nl=False)
+
+
+def copy(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe that ships.", metavar="RECIPE")],
+    to: Annotated[Path, typer.Argument(help="Folder to copy it to.", metavar="[TO]", show_default=False)] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over files that differ.")] = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Copy a recipe and the configurations it names to a folder, to change it and run it there."""
+    copied = copy_recipe(recipe, to, force=force)
+    if as_json:
+        document = {
+            "recipe": copied.recipe,
+            "written": copied.written,
+            "present": copied.present,
+            "command": copied.command,
+        }
+        typer.echo(json.dumps(document, default=str))
+        return
+    for path in copied.written:
+        typer.echo(f"written  {to / path}")
+    for path in copied.present:
+        typer.echo(f"as it is {to / path}")
+    place = "" if to == Path() else f"cd {shlex.quote(str(to))} && "
+    typer.echo(f"next: {place}{copied.command}")
 
 
 def validate(

@@ -1,16 +1,16 @@
-"""What an A-FINE run leaves for a person: a results file and a table on the console."""
+"""What an A-FINE run leaves for a person: a results file, a table on the console and a page."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
 from thurl.iqa.afine.evaluation import SCORES
-from thurl.training.results import plain, write_results
+from thurl.recipe.run_record import print_table, say_where, write_run_results
+from thurl.training.page import number, section, text_table, write_page
+from thurl.training.results import plain
 
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from thurl.recipe.afine_run import AFineRun
 
 __all__ = ["accuracies", "run_record", "write_report"]
-
-logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -31,7 +29,7 @@ def write_report(
     recipe_path: str,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the results file and print the table; only the main process does.
+    """Write what the recipe's `report` section asks for and print the table; only the main process does.
 
     Returns:
         the record of this run, see `run_record`.
@@ -41,17 +39,21 @@ def write_report(
         return record
     if recipe.report.results:
         last = list(main.stages.values())[-1]
-        write_results(
+        write_run_results(
             recipe.report.results,
-            recipe=recipe_path,
-            overrides=list(overrides),
-            runs=[record],
+            recipe,
+            record,
+            recipe_path,
+            overrides,
             tests=plain(last["tests"]),
             train={part.name: len(part.triplets) for part in study.train},
         )
-        logger.info("Results: %s", recipe.report.results)
-    _print_table(record)
-    logger.info("Model: %s", recipe.training["output_dir"])
+    rows = _rows(record)
+    if recipe.report.html:
+        _write_html(recipe, study, record, rows)
+    if len(rows) > 1:
+        print_table("Pairs ordered as people order them, each image scored once", rows)
+    say_where(recipe.report.html, recipe.report.results, recipe.training["output_dir"])
     return record
 
 
@@ -84,23 +86,47 @@ def accuracies(tests: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _print_table(record: Mapping[str, Any]) -> None:
-    columns = [name for name in record if name == "before" or name.startswith(("after_", "control_"))]
-    if not any(record[name] for name in columns):
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Pairs ordered as people order them, each image scored once")
-    table.add_column("test set")
-    table.add_column("score")
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
-    sets = next(record[name] for name in columns if record[name])
-    for test in sets:
+def _rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Headings, then a row per test set and score; a column per moment."""
+    moments = [name for name in record if name == "before" or name.startswith(("after_", "control_"))]
+    moments = [name for name in moments if record[name]]
+    rows = [["test set and score", *(name.replace("_", " ") for name in moments)]]
+    for test in record[moments[0]] if moments else ():
         for quantity in SCORES:
-            cells = [record[name].get(test, {}).get(quantity) for name in columns]
-            table.add_row(test, quantity, *("" if cell is None else f"{cell:.3f}" for cell in cells))
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print()
-    console.print(table)
+            values = [record[name].get(test, {}).get(quantity) for name in moments]
+            cells = ["" if value is None else number(value) for value in values]
+            rows.append([f"{test}, {quantity}", *cells])
+    return rows
+
+
+def _write_html(recipe: AFineRecipe, study: AFineStudy, record: Mapping[str, Any], rows: list[list[str]]) -> None:
+    stages = [stage for stage in recipe.stages if stage in record]
+    trained = [["stage", "steps", "last loss", "seconds"]]
+    for stage in stages:
+        entry = record[stage]
+        loss = "" if entry["loss"] is None else number(entry["loss"], 4)
+        trained.append([stage, str(entry["steps"]), loss, number(entry["seconds"], 0)])
+    sections = [section("Training, stage after stage", text_table(trained, total=False))]
+    if len(rows) > 1:
+        sections.insert(0, section("Pairs ordered as people order them", text_table(rows, total=False) + _CAPTION))
+    count = sum(len(part.triplets) for part in study.train)
+    notes = ["Control: the same stages on labels turned round by a coin, which must learn nothing."]
+    write_page(
+        recipe.report.html or "",
+        title="A-FINE: quality beside a reference that may be imperfect",
+        summary=f"{count} triplets of {len(study.train)} data sets, trained in the stages {', '.join(stages)}.",
+        facts=[(row[0], row[-1]) for row in _last_moment(rows)] + [("Time", f"{record['seconds']:.0f} s")],
+        sections=sections,
+        notes=notes if "seconds_control" in record else (),
+    )
+
+
+def _last_moment(rows: list[list[str]]) -> list[list[str]]:
+    """The rows of the whole metric, up to the last column of the trained model."""
+    if len(rows) < 2:
+        return []
+    last = max(place for place, name in enumerate(rows[0]) if not name.startswith("control"))
+    return [row[: last + 1] for row in rows[1:] if row[0].endswith(", afine")]
+
+
+_CAPTION = "<p class='caption'>Accuracy: share of pairs in the order of the opinions; 0.5 is chance.</p>"

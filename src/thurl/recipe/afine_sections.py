@@ -274,3 +274,4 @@ class AFineReportSection(Section):
     """Files written at the end of a run."""
 
     results: str | None = None
+    html: str | None = None

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
 from thurl.training.answer_page import AnswerCard, write_answer_page
-from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
 
 
@@ -52,9 +51,7 @@ def write_report(
         return record
     section = recipe.report
     if section.results:
-        write_results(
-            section.results, recipe=recipe_path, overrides=list(overrides), runs=[record], watched=main.watched
-        )
+        write_run_results(section.results, recipe, record, recipe_path, overrides, watched=main.watched)
     rows = table(main, control)
     if section.html and main.after:
         _write_html(recipe, task, main, control, rows, record)

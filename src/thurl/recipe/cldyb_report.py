@@ -18,9 +18,8 @@ from thurl.continual.report_drawings import METRICS, groups_of, mean_of
 from thurl.continual.search import Built
 from thurl.continual.transfer import transfer_table, write_transfer
 from thurl.recipe.cldyb_data import CLDyBStudy
-from thurl.recipe.run_record import print_table, say_where
+from thurl.recipe.run_record import print_table, say_where, write_run_results
 from thurl.training.page import number
-from thurl.training.results import write_results
 
 
 __all__ = ["CLDyBOutcome", "run_record", "write_report"]
@@ -100,7 +99,7 @@ def write_report(
     """
     record, section = run_record(outcome), recipe.report
     if section.results:
-        write_results(section.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
+        write_run_results(section.results, recipe, record, recipe_path, overrides)
     print_table("On the split of the search, whose numbers are selected", builder_rows(outcome.document))
     tables = []
     if record["builders"]:

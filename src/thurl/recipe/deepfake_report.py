@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thurl.recipe.run_record import costs, learned_trajectory, logged_points, print_table, say_where
+from thurl.recipe.run_record import costs, learned_trajectory, logged_points, print_table, say_where, write_run_results
 from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
-from thurl.training.results import plain, write_results
+from thurl.training.results import plain
 from thurl.training.timing import phase_rows
 
 
@@ -40,11 +40,12 @@ def write_report(
     record = run_record(seed, found)
     report = recipe.report
     if report.results:
-        write_results(
+        write_run_results(
             report.results,
-            recipe=recipe_path,
-            overrides=list(overrides),
-            runs=[record],
+            recipe,
+            record,
+            recipe_path,
+            overrides,
             faces=study.counts(),
             trajectory=learned_trajectory(found.log, "eval_loss"),
             test=plain(found.test),

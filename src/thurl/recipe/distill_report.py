@@ -17,9 +17,8 @@ from thurl.recipe.distill_choice import Choice
 from thurl.recipe.distill_coding import Coded
 from thurl.recipe.distill_data import DistillStudy
 from thurl.recipe.distill_stages import Stage
-from thurl.recipe.run_record import print_table, say_where
+from thurl.recipe.run_record import print_table, say_where, write_run_results
 from thurl.training.picture_page import PictureRow, write_picture_page
-from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
 
 
@@ -180,7 +179,7 @@ def write_report(
     record = run_record(recipe, outcome)
     section = recipe.report
     if section.results:
-        write_results(section.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
+        write_run_results(section.results, recipe, record, recipe_path, overrides)
     rows = table(record)
     print_table("Test accuracy of networks trained on each set", rows, bold_last=True)
     print_table("Size", size_table(record), bold_last=True)

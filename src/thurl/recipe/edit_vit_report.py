@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
 from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
-from thurl.training.results import plain, write_results
+from thurl.training.results import plain
 from thurl.training.timing import phase_rows
 
 
@@ -34,7 +34,7 @@ def write_report(
     """
     record, report = run_record(trainer, edits, seconds), recipe.report
     if report.results:
-        write_results(report.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
+        write_run_results(report.results, recipe, record, recipe_path, overrides)
     rows = edit_rows(edits)
     if report.html:
         _write_html(recipe, trainer, rows, record)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thurl.forensics.exif.tasks import ORDINAL_TASKS
-from thurl.recipe.run_record import costs, learned_trajectory, logged_points, print_table, say_where
+from thurl.recipe.run_record import costs, learned_trajectory, logged_points, print_table, say_where, write_run_results
 from thurl.training.page import draw_curves, figure, number, section, text_table, write_page
-from thurl.training.results import plain, write_results
+from thurl.training.results import plain
 from thurl.training.timing import phase_rows
 
 
@@ -68,11 +68,12 @@ def write_report(
     record = run_record(seed, main, control)
     report = recipe.report
     if report.results:
-        write_results(
+        write_run_results(
             report.results,
-            recipe=recipe_path,
-            overrides=list(overrides),
-            runs=[record],
+            recipe,
+            record,
+            recipe_path,
+            overrides,
             photographs=study.counts(),
             trajectory=learned_trajectory(main.log, "eval_proxy_loss"),
             detection=plain(main.detection.evaluation) if main.detection else None,

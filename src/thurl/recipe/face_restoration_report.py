@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.picture_page import PictureRow, write_picture_page
-from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
 
 
@@ -56,7 +55,7 @@ def write_report(
         return record
     section = recipe.report
     if section.results:
-        write_results(section.results, recipe=recipe_path, overrides=list(overrides), runs=[record])
+        write_run_results(section.results, recipe, record, recipe_path, overrides)
     rows = table(record)
     if main.after is not None:
         main.after.write_items(Path(recipe.training["output_dir"]) / "test.jsonl")

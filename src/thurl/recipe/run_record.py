@@ -1,4 +1,5 @@
-"""What every recipe's report has: the cost of a run in its record, the table on the terminal, the closing lines."""
+"""What every recipe's report has: the results file (docs/run_report.md), the cost of a run in its record, the table on
+the terminal, the closing lines."""
 
 from __future__ import annotations
 
@@ -7,10 +8,50 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thurl.training.results import plain, write_results
 
-__all__ = ["costs", "learned_trajectory", "logged_losses", "logged_points", "print_table", "say_where"]
+
+__all__ = [
+    "costs",
+    "learned_trajectory",
+    "logged_losses",
+    "logged_points",
+    "print_table",
+    "say_where",
+    "write_run_results",
+]
 
 logger = logging.getLogger(__name__)
+
+
+def write_run_results(
+    path: str, recipe: Any, record: Mapping[str, Any], recipe_path: str, overrides: Sequence[str] = (), **more: Any
+) -> dict[str, Any]:
+    """Write the results file of a run: the keys that every method has, and `more` of its own.
+
+    Args:
+        path: `.json` file.
+        recipe: the validated recipe; written as `method` and `settings`, what file and overrides said, which is a
+            recipe again (a recipe holds no credentials).
+        record: with `seed` and `seconds`.
+        recipe_path, overrides: what was started.
+        more: further entries of the method, JSON values.
+
+    Returns:
+        what was written.
+
+    Raises:
+        DataError: a record that breaks the rules of `thurl.training.results`.
+    """
+    return write_results(
+        path,
+        recipe=recipe_path,
+        overrides=list(overrides),
+        runs=[record],
+        method=recipe.method,
+        settings=recipe.model_dump(mode="json", exclude_unset=True),
+        **plain(more),
+    )
 
 
 def costs(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from thurl.data.images import open_image
-from thurl.recipe.run_record import costs, say_where
+from thurl.recipe.run_record import costs, say_where, write_run_results
 from thurl.rl.evaluation import jsonable
 from thurl.training.report import Judgement, QualityRow, quality_table, write_quality_report
-from thurl.training.results import write_results
 from thurl.training.timing import phase_rows
 
 
@@ -73,13 +72,14 @@ def write_report(
     section = recipe.report
     rows = table_rows(main, control)
     if section.results:
-        write_results(
+        write_run_results(
             section.results,
-            recipe=recipe_path,
-            overrides=list(overrides),
-            runs=[record],
+            recipe,
+            record,
+            recipe_path,
+            overrides,
             validation=jsonable(main.validation),
-            settings=jsonable(main.after["settings"]) if main.after else None,
+            decoding=jsonable(main.after["settings"]) if main.after else None,
         )
     if section.html and main.after:
         _write_html(Path(section.html), recipe, study, main, control, rows, record, story or Story())

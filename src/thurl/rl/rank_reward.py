@@ -116,7 +116,7 @@ class RankReward:
                     log_metric(f"rank/{name}", value)
         start = sum(len(rows) for rows in per_process[: _process_index()])
         if log_extra is not None:
-            log_extra("score", scores)
+            _log_scores(log_extra, scores, image_id)
             log_extra("opponents", result.opponents.repeat_interleave(table.k)[start : start + n].tolist())
         rewards = result.rewards.flatten()[start : start + n].tolist()
         return [None if math.isnan(reward) else reward for reward in rewards]
@@ -138,6 +138,7 @@ class ThresholdReward:
         self,
         completions: Sequence[Any],
         mos: Sequence[float],
+        image_id: Sequence[Hashable] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
         **_: Any,
@@ -150,7 +151,7 @@ class ThresholdReward:
         if log_metric is not None and scores:
             log_metric("rank/parse_rate", sum(score is not None for score in scores) / len(scores))
         if log_extra is not None:
-            log_extra("score", scores)
+            _log_scores(log_extra, scores, image_id)
         return rewards.flatten().tolist()
 
 
@@ -257,6 +258,16 @@ def _group_size(rows: list[tuple], num_generations: int | None) -> int:
     if len(rows) % k:
         raise ValueError(f"{len(rows)} completions are no multiple of num_generations={k}.")
     return k
+
+
+def _log_scores(
+    log_extra: Callable[[str, list], None], scores: Sequence[float | None], image_id: Sequence[Hashable] | None
+) -> None:
+    """Columns of the table of completions: the picture, its score, and whether none could be read."""
+    if image_id is not None:
+        log_extra("image_id", list(image_id))
+    log_extra("score", list(scores))
+    log_extra("failed", [score is None for score in scores])
 
 
 def _gather(local: list) -> list[list]:

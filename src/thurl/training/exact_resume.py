@@ -39,6 +39,7 @@ from thurl.training.checkpoints import (
     remove_old_checkpoints,
     write_manifest,
 )
+from thurl.training.log_file import LogFile
 from thurl.training.state_files import load_state, random_states, save_state, set_random_states
 
 
@@ -68,6 +69,7 @@ class ExactResumeTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(_Hooks(self))
+        self.add_callback(LogFile())
 
     # -- for trainers ----------------------------------------------------------------------------------------------
 

@@ -1,16 +1,19 @@
 """TRL's trainers with exact resume (`thurl.training.exact_resume`): what each must keep beside the common state.
 
 Private names of TRL 1.16 used here, checked by tests/training/test_resumable_trl.py: `_metrics`,
-`_total_train_tokens` (SFT); `_step`, `_buffered_inputs`, `_get_train_sampler`, `RepeatSampler.generator` (GRPO).
+`_total_train_tokens` (SFT); `_step`, `_buffered_inputs`, `_logs`, `_get_train_sampler`,
+`RepeatSampler.generator` (GRPO).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any
 
 from accelerate.utils import send_to_device
 
+from thurl.training.completions import completion_table, conversation_text, write_completion_lines
 from thurl.training.exact_resume import ExactResumeTrainer
 
 
@@ -35,6 +38,9 @@ class ResumableSFT(ExactResumeTrainer):
 
 class ResumableGRPO(ExactResumeTrainer):
     """Mixin before `trl.GRPOTrainer`.
+
+    With `log_completions`, the table of completions holds text and is also written as lines of JSON
+    (`thurl.training.completions`).
 
     Completions are used for several optimizer steps, and a checkpoint may lie between them, so they are saved. TRL's
     sampler draws one epoch after the other from one random stream, which a resumed run would begin anew: here each
@@ -70,6 +76,16 @@ class ResumableGRPO(ExactResumeTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         self._repeats = super()._get_train_sampler(*args, **kwargs)
         return self._repeats
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.log_completions:
+            for name in ("prompt", "completion"):
+                kept = self._logs[name]
+                self._logs[name] = deque(map(conversation_text, kept), kept.maxlen)
+        super().log(logs, *args, **kwargs)
+        table = completion_table(self.args.output_dir, self.state.global_step)
+        if self.log_completions and self.is_world_process_zero() and table.is_file():
+            write_completion_lines(table, self.reward_func_names)
 
     def begin_epoch(self, epoch: int) -> None:
         generator = getattr(self._repeats, "generator", None)
