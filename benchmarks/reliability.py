@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import logging
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -41,6 +42,8 @@ from thurl.errors import ThurlError
 from thurl.training.results import write_results
 
 
+MEMORY = 12 * 2**30
+"""Address space of the campaign in bytes; torch alone reserves several gigabytes."""
 OUTCOMES = ("refused", "read", "crashed", "hung", "lost")
 
 
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/reliability.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    # A reader that takes all memory ends in an exception here, which is counted, not in the death of the campaign.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     began = time.process_time()
@@ -80,15 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures = [f"{group}: {line}" for group, count in counts.items() for line in count.failures]
     record = {
         "seed": options.seed,
-        "groups": {group: {name: count.outcomes[name] for name in ("cases", *OUTCOMES)} for group, count in counts.items()},
+        "groups": {group: _numbers(count) for group, count in counts.items()},
         "cpu_seconds": time.process_time() - began,
-    }  # fmt: skip
+    }
     if options.only is None:
         write_results(options.out, recipe="benchmarks/reliability.py", runs=[record], failures=failures)
     for group, numbers in record["groups"].items():
         sys.stdout.write(f"{group}: {numbers}\n")
     sys.stdout.write("".join(f"{line}\n" for line in failures))
     return int(bool(failures))
+
+
+def _numbers(count: Count) -> dict[str, int]:
+    return {name: count.outcomes[name] for name in ("cases", *OUTCOMES)}
 
 
 def campaign(samples: Sequence[Sample], cases: int, seed: int, limit: int, place: Path) -> dict[str, Count]:
@@ -144,7 +153,7 @@ def attempt(folder: Path, read: Callable[[Path], Any], limit: int) -> tuple[str,
         read(folder)
     except ThurlError as error:
         return ("refused", "") if str(error).strip() else ("crashed", "an error without a message")
-    except Exception as error:
+    except Exception as error:  # also MemoryError and RecursionError
         last = [frame for frame in traceback.extract_tb(error.__traceback__) if "thurl" in frame.filename][-1]
         return "crashed", f"{type(error).__name__}: {str(error)[:150]!r} at {Path(last.filename).name}:{last.lineno}"
     finally:

@@ -1,7 +1,7 @@
 """Inputs made to do harm, one function each: it writes its files into a folder and reads them as thurl does.
 
-Each raises what the reader raises. A case that returns is one that the reader took; those that must be refused raise an
-`AssertionError` then, which the campaign counts as a crash.
+Each raises what the reader raises. A case that returns is one that the reader took; those that must be refused raise
+an `AssertionError` then, which the campaign counts as a crash.
 """
 
 from __future__ import annotations
@@ -192,18 +192,19 @@ def png_with_a_long_text(folder: Path) -> None:
 
 
 def workbook_bomb(folder: Path) -> None:
-    """A workbook whose sheet unfolds to half a gigabyte."""
+    """A workbook whose sheet unfolds to more than half a gigabyte."""
     from openpyxl import Workbook
 
     from thurl.data.labels import read_labels
 
     Workbook().save(folder / "plain.xlsx")
-    with zipfile.ZipFile(folder / "plain.xlsx") as old, zipfile.ZipFile(folder / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as new:
-        for item in old.namelist():
-            content = old.read(item)
-            if item.endswith("sheet1.xml"):
-                content = content.replace(b"<sheetData", b" " * 500_000_000 + b"<sheetData")
-            new.writestr(item, content)
+    with zipfile.ZipFile(folder / "plain.xlsx") as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    parts[sheet] = parts[sheet].replace(b"<sheetData", b" " * 600_000_000 + b"<sheetData")
+    with zipfile.ZipFile(folder / "a.xlsx", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name, content in parts.items():
+            new.writestr(name, content)
     _refused(lambda: read_labels(folder / "a.xlsx", format="spaq"))
 
 
@@ -228,7 +229,9 @@ def exif_loop_in_a_picture(folder: Path) -> None:
 
 
 def _safetensors(folder: Path, header: bytes, length: int | None = None, body: bytes = bytes(64)) -> None:
-    (folder / "a.safetensors").write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + body)
+    (folder / "a.safetensors").write_bytes(
+        struct.pack("<Q", len(header) if length is None else length) + header + body
+    )
 
 
 def _delta(folder: Path) -> None:
@@ -266,17 +269,13 @@ def safetensors_metadata(folder: Path) -> None:
 
 
 def pickled_weights(folder: Path) -> None:
-    """A checkpoint that is a pickle where safetensors belong; reading it would make a folder."""
-    import pickle
-
+    """A checkpoint that is a pickle where safetensors belong; unpickling it would make a folder."""
     from thurl.coto.adapters import read_adapter
 
-    class Runs:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(folder / "made"),)
-
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Runs()))  # noqa: S301, TID251
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    # A call of os.mkdir, as protocol 0 writes it.
+    (folder / "adapter_model.bin").write_bytes(f"cposix\nmkdir\n(V{folder / 'made'}\ntR.".encode())
     try:
         _refused(lambda: read_adapter(folder))
     finally:

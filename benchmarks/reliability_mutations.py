@@ -11,10 +11,14 @@ from typing import Any
 __all__ = ["MUTATIONS", "mutated"]
 
 # What people and programs write where something else belongs.
-_WORDS = ("nan", "-inf", "1e999", "NaN", "", "null", "true", "0", "-1", "99999999999999999999", "[]", "{}", "é", "\x00",
-          "../../etc/passwd", "/etc/passwd", "a" * 5000, ",", '"', "\t", "\r", "\u202e", "!!python/object:os.system")  # fmt: skip
-_VALUES: tuple[Any, ...] = (None, True, -1, 0, 2**70, 1e308, float("nan"), float("inf"), "", "x", [], {}, [[]], {"a": 1},
-                            "../../etc/passwd", "\ud800", ["x"] * 1000)  # fmt: skip
+_WORDS = (
+    *("nan", "-inf", "1e999", "NaN", "", "null", "true", "0", "-1", "99999999999999999999", "[]", "{}", "é", "\x00"),
+    *("../../etc/passwd", "/etc/passwd", "a" * 5000, ",", '"', "\t", "\r", "\u202e", "!!python/object:os.system"),
+)
+_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 2**70, 1e308, float("nan"), float("inf"), "", "x", [], {}, [[]], {"a": 1}),
+    *("../../etc/passwd", "\ud800", ["x"] * 1000),
+)
 
 
 def mutated(content: bytes, random_: random.Random) -> tuple[str, bytes]:
@@ -38,7 +42,9 @@ def _flip_head(content: bytes, random_: random.Random) -> bytes:
     """Headers are short, so damage all over a file seldom meets them."""
     found = bytearray(content)
     for _ in range(random_.choice((1, 3))):
-        found[random_.randrange(min(64, len(found)))] = random_.choice((0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)))
+        found[random_.randrange(min(64, len(found)))] = random_.choice(
+            (0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256))
+        )
     return bytes(found)
 
 

@@ -85,7 +85,8 @@ def _labels(root: Path) -> Iterator[Sample]:
         "csv": ("a.csv", "image,mos,std,dataset\na.png,3.5,0.2,mine\nb.png,1.25,0.1,mine\nc.png,4.75,0.3,mine\n"),
         "official": ("KADID-10K_mos.txt", "I01.png I01_23_05.png 4.57 0.7\nI01.png I01_23_01.png 4 0\n"),
         "jsonl": ("a.jsonl", "".join(_official_line(name, mos) for name, mos in (("a.png", 3.5), ("b.png", 1.0)))),
-        "kadid": ("dmos.csv", "dist_img,ref_img,dmos,var\nI01_01_01.png,I01.png,4.57,0.496\nI02_25_05.png,I02.png,1.1,0.3\n"),
+        "kadid": ("dmos.csv", "dist_img,ref_img,dmos,var\nI01_01_01.png,I01.png,4.57,0.496\n"
+                              "I02_25_05.png,I02.png,1.1,0.3\n"),
         "koniq": ("koniq10k_scores_and_distributions.csv",
                   '"image_name","c1","c2","c3","c4","c5","c_total","MOS","SD","MOS_zscore"\n'
                   '"1.jpg",0,0,25,73,7,105,3.83,0.53,77.4\n"2.jpg",0,5,20,73,7,105,3.5,0.6,70.1\n'),
@@ -199,8 +200,6 @@ def _manifests(root: Path) -> Iterator[Sample]:
     yield Sample("manifests", "class pool", folder, ("pool.jsonl",), lambda at: read_pool(at / "pool.jsonl"))
 
 
-
-
 def _containers(root: Path) -> Iterator[Sample]:
     from thurl.continual.sequence_file import read_sequence, write_sequence
     from thurl.distillation import ddr
@@ -226,7 +225,9 @@ def _containers(root: Path) -> Iterator[Sample]:
     units = tuple(Unit(i, "fc1", f"blocks.{i}.fc1.weight", 0, 12) for i in range(2))
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(2, 6, generator=generator)
-    save_delta(folder / "a.safetensors", Delta("f" * 64, units, (UnitChange(units[0], torch.tensor([1, 4]), rows, rows),)))
+    save_delta(
+        folder / "a.safetensors", Delta("f" * 64, units, (UnitChange(units[0], torch.tensor([1, 4]), rows, rows),))
+    )
     yield Sample("containers", "edit", folder, ("a.safetensors",), lambda at: load_delta(at / "a.safetensors"))
 
     folder = _place(root, "containers", "sequence")
@@ -261,7 +262,10 @@ def _models(root: Path) -> Iterator[Sample]:
         "A-FINE": (lambda: AFineModel(AFineConfig.tiny()), load_afine),
         "EXIF": (lambda: ExifOrdinalModel(ExifOrdinalConfig(encoder_config=encoder)), load_exif),
         "DeepFake": (lambda: DeepFakeModel(tiny_config()), load_deepfake),
-        "restoration": (lambda: RestorationModel(RestorationConfig(hidden_sizes=[4, 8], depths=[1, 1])), Restorer.from_pretrained),
+        "restoration": (
+            lambda: RestorationModel(RestorationConfig(hidden_sizes=[4, 8], depths=[1, 1])),
+            Restorer.from_pretrained,
+        ),
     }
     for name, (build, load) in made.items():
         folder = _place(root, "models", name)

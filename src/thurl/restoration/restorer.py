@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch.nn import functional
 
 from thurl.data.images import open_image
@@ -70,6 +71,11 @@ class Restorer:
         except OSError as error:
             raise MissingRequirementError(
                 f"model {name} cannot be loaded ({str(error).splitlines()[0]}); give a folder or a Hub name"
+            ) from error
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{name}: the weights are broken or do not fit config.json ({str(error).splitlines()[0]}); save the "
+                "model again"
             ) from error
         return cls(model, processor, device)
 

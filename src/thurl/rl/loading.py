@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from thurl.errors import DataError, MissingRequirementError
+from thurl.errors import DataError, MissingRequirementError, UsageError
 
 
 __all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder", "weights_fingerprint"]
@@ -142,11 +142,16 @@ def _load_model(source: str, *, dtype: Any, attn_implementation: str | None, hub
         options["attn_implementation"] = attn_implementation
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except OSError as error:
         raise _missing(source, "model", error) from None
     except ValueError as error:
+        if "custom code" in str(error):
+            raise UsageError(
+                f"{source} asks for code of its own to be run, which thurl never does; take a model whose "
+                "architecture transformers has"
+            ) from None
         if "Unrecognized" not in str(error):
             raise
         raise DataError(f"{source} is no model that takes a picture and a text: {_first_line(error)}") from None
@@ -182,7 +187,7 @@ def _load_adapter(folder: Path, *, dtype: Any, base_model: str | None, attn_impl
         raise MissingRequirementError(f"adapter folder {folder} has no adapter_model.safetensors: save it again")
     try:
         base = base_model or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             f"{folder / 'adapter_config.json'} is not readable ({error}): save the adapter again"
         ) from None

@@ -71,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MissingRequirementError(
             f"{folder}: no model: {error}; save one with `save_pretrained`, or timm's `save_for_hf`"
         ) from error

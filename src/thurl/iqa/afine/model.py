@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -179,9 +180,15 @@ class AFineModel(PreTrainedModel):
             DataError: the folder lacks weights of the model.
         """
         with_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
+            )
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{pretrained_model_name_or_path}: the weights are broken or do not fit config.json "
+                f"({str(error).splitlines()[0]}); save the model again"
+            ) from error
         if lacking := sorted(info["missing_keys"]):
             shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
             raise DataError(
