@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import pkgutil
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -23,13 +24,18 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
+def page(name):
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
 def code_blocks(path):
     return re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def commands(word):
     for path in PAGES:
-        lines = [line for language, body in code_blocks(path) if not language for line in body.splitlines()]
+        bodies = [body for language, body in code_blocks(path) if language in ("", "bash", "sh", "console")]
+        lines = [line for body in bodies for line in body.replace("\\\n", " ").splitlines()]
         for line in lines:
             parts = line.split("#")[0].split()
             while parts and re.fullmatch(r"[A-Z_]+=\S*", parts[0]):
@@ -54,6 +60,23 @@ def test_documented_commands_exist(arguments):
         )
     for recipe in (word for word in arguments[1:] if word.startswith("recipes/")):
         assert (ROOT / recipe).is_file(), recipe
+
+
+@pytest.mark.parametrize("arguments", list(commands("thurl")))
+def test_documented_commands_parse(arguments):
+    """By the parser of the command itself: options take the values they are given, no argument is one too many."""
+    from typer.main import get_command
+
+    from thurl.cli import app
+
+    command, words = get_command(app), shlex.split(" ".join(arguments), comments=True)
+    context = None
+    while hasattr(command, "resolve_command"):
+        context = command.make_context(command.name, words, parent=context, resilient_parsing=True)
+        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+    context = command.make_context(command.name, [], parent=context, resilient_parsing=True)
+    _, left, _ = command.make_parser(context).parse_args(args=words)
+    assert not left, f"{left} is one argument too many"
 
 
 @pytest.mark.parametrize("arguments", list(commands("make")))
@@ -94,12 +117,49 @@ def test_documented_imports_exist(code):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_recipes_and_files_named_in_pages_exist(path):
+    """`recipes/x.yaml`, `examples/y.py`, `src/z.py` and their like, wherever they stand in the text."""
+    text = path.read_text(encoding="utf-8")
+    folders = "recipes|accelerate_configs|deepspeed_configs|examples|benchmarks|scripts|src|tests|results"
+    for name in set(re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]+\.(?:ya?ml|json|py|sh))\b", text)):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_plan_of_the_memory_guide_is_what_the_command_says():
+    from typer.testing import CliRunner
+
+    from thurl.cli import app
+
+    rows = re.findall(r"^\| `thurl (plan .*?)` \| (.+?) \| (.+?) \| (.+?) \|$", page("memory.md"), re.M)
+    assert len(rows) == 2
+    for command, rollout, update, usable in rows:
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0, done.output
+        for name, value in (("rollout", rollout), ("update", update), ("usable on each device", usable)):
+            assert re.search(rf"^{name} +{re.escape(value)}$", done.output, re.M), (command, name, done.output)
+
+
+@pytest.mark.parametrize("code", [block for block in python_blocks() if "def " in block.values[0]])
+def test_documented_functions_compile(code):
+    compile(code, "page", "exec")
+
+
+def test_the_reward_of_the_guide_keeps_the_contract():
+    from thurl.rl.checked_reward import checked_reward
+
+    (code,) = re.findall(r"^```python\n(def .*?)^```", page("rewards.md"), re.M | re.S)
+    names = {}
+    exec(compile(code, "rewards.md", "exec"), names)
+    reward = checked_reward(names["short_answers"])
+    completions = ["yes", "", "x" * 300, [{"role": "assistant", "content": "no"}]]
+    rewards = reward(prompts=["q"] * 4, completions=completions, completion_ids=[[1]] * 4, step=3)
+    assert rewards == [1.0, None, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_names_of_the_package_in_pages_exist(path):
     for name in set(re.findall(r"`(thurl(?:\.\w+)+)`", path.read_text(encoding="utf-8"))):
-        module, _, attribute = name.rpartition(".")
-        if importlib.util.find_spec(module) is not None and hasattr(importlib.import_module(module), attribute):
-            continue
-        assert importlib.util.find_spec(name) is not None, name
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=relative)

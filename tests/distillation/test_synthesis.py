@@ -89,3 +89,18 @@ def test_windows_have_derivatives_of_every_order():
         assert torch.equal(found[:, k], padded[:, :, row : row + 3, column : column + 3])
     assert torch.autograd.gradcheck(lambda x: neighbours(x, offsets, (3, 3)), padded)
     assert torch.autograd.gradgradcheck(lambda x: neighbours(x, offsets, (3, 3)).square(), padded)
+
+
+def test_pictures_are_1x1_layers_and_two_residual_3x3_ones():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 4, 1), (3, 5, 1), (3, 3, 3), (3, 3, 3)]
+    weights = [torch.randn(1, out, into, k, k, generator=generator) for out, into, k in shapes]
+    network = [part for weight in weights for part in (weight, torch.randn(1, weight.shape[1], generator=generator))]
+    features = torch.randn(1, 4, 2, 6, 7, generator=generator)
+    conv = torch.nn.functional.conv2d
+    (w1, b1), (w2, b2), (w3, b3), (w4, b4) = [(network[i][0], network[i + 1][0]) for i in range(0, 8, 2)]
+    x = conv(conv(features[0].transpose(0, 1), w1, b1).relu(), w2, b2)
+    for weight, bias, last in ((w3, b3, False), (w4, b4, True)):
+        x = x + conv(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias)
+        x = x if last else x.relu()
+    torch.testing.assert_close(synthesis.synthesise(features, network)[0], x, atol=1e-4, rtol=1e-4)

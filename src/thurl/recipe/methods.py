@@ -1,13 +1,23 @@
-"""The methods a recipe can name. Paths instead of objects, so that listing them imports nothing."""
+"""The methods a recipe can name. Paths instead of objects, so that listing them imports nothing.
+
+A package brings a method of its own by an entry point of the group `thurl.methods`: the name that recipes use, and a
+`Method`. A recipe cannot name code itself: it is data, and may come from a stranger.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 
-__all__ = ["METHODS", "Method", "load_attribute"]
+__all__ = ["ENTRY_POINTS", "METHODS", "Method", "add_installed", "load_attribute"]
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINTS = "thurl.methods"
 
 
 class Method(NamedTuple):
@@ -89,3 +99,27 @@ def load_attribute(path: str) -> Callable[..., Any]:
     """Import `module:attribute`."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+def add_installed(methods: dict[str, Method]) -> None:
+    """Add the methods that installed packages bring; one that cannot be used is left out with a warning.
+
+    A name that is taken stays what it is: a package cannot put itself in the place of another method.
+    """
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name in methods:
+            logger.warning("Method `%s` of %s is left out: the name is taken", entry.name, entry.value)
+            continue
+        try:
+            found = entry.load()
+        except Exception as error:  # a broken package must not take the other methods along
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("Method `%s` of %s is left out: %s", entry.name, entry.value, reason)
+            continue
+        if isinstance(found, Method):
+            methods[entry.name] = found
+        else:
+            logger.warning("Method `%s` of %s is left out: it is no `Method`", entry.name, entry.value)
+
+
+add_installed(METHODS)

@@ -208,7 +208,7 @@ def _packages(recipe: Any, training: dict[str, Any]) -> list[str]:
         needed.append("deepspeed")
     if getattr(recipe, "adapter", None) is not None:
         needed.append("peft")
-    if getattr(recipe.model, "attn_implementation", None) == "flash_attention_2":
+    if getattr(getattr(recipe, "model", None), "attn_implementation", None) == "flash_attention_2":
         needed.append("flash_attn")
     return [f"package {name} is not installed: {_PACKAGES[name]}" for name in needed if not _installed(name)]
 
@@ -261,7 +261,7 @@ def _gpu_reasons(recipe: Any, training: dict[str, Any]) -> list[str]:
         reasons.append("vLLM")
     if training.get("deepspeed"):  # on CPUs only where `use_cpu` says so, see thurl.training.deepspeed_cpu
         reasons.append("DeepSpeed")
-    if str(getattr(recipe.model, "attn_implementation", None)).startswith("flash_attention"):
+    if str(getattr(getattr(recipe, "model", None), "attn_implementation", None)).startswith("flash_attention"):
         reasons.append("flash attention")
     return reasons
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from thurl.forensics.deepfake.graph import load_graph
-from thurl.forensics.deepfake.marginals import log_marginals, map_state, observed_log_likelihood
+from thurl.forensics.deepfake.marginals import log_marginals, map_state, observed_log_likelihood, state_energies
 
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "sjedd_joint_fidelity.safetensors")
@@ -29,6 +29,12 @@ def test_official_marginals():
     log_p, log_not_p = log_marginals(GOLDEN["logits"], STATES)
     torch.testing.assert_close(log_p.exp().float(), GOLDEN["marginals"], rtol=0, atol=1e-5)
     torch.testing.assert_close((-torch.expm1(log_not_p)).float(), GOLDEN["marginals"], rtol=0, atol=1e-5)
+
+
+def test_the_energy_of_a_state_is_the_sum_of_its_nodes():
+    logits = energies(3, STATES.shape[1])
+    wanted = torch.stack([torch.stack([row[state].sum() for state in STATES]) for row in logits])
+    torch.testing.assert_close(state_energies(logits, STATES), wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

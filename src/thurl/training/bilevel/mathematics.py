@@ -11,7 +11,8 @@ and, since `dL/dlambda_i = L_i`, the inner product is a difference of two losses
     h_i = (L_i(theta + eps d) - L_i(theta - eps d)) / (2 eps) ~ <grad L_i(theta), d>,  dF/dlambda_i = -alpha h_i  (2)
 
 with `eps = radius / (||d|| + fd_eps)`. `alpha` is the largest learning rate of all parameter groups; with a single
-group `d = v`, the official formula. With Adam's preconditioner in the virtual step `r` includes it.
+group `d = v`, the formula of the official code of BLADES (arXiv 2507.22824) and SJEDD (arXiv 2408.16305), which is
+that of Auto-Lambda (arXiv 2202.03091). With Adam's preconditioner in the virtual step `r` includes it.
 """
 
 from __future__ import annotations
