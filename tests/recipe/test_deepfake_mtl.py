@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import CLIPConfig, CLIPModel, TrainerCallback
 
-from thurl.errors import DataError, UsageError
+from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.deepfake.graph import load_graph
 from thurl.forensics.deepfake.manifest import write_manifest
 from thurl.forensics.deepfake.validation import MEASURED
 from thurl.recipe.deepfake_data import load_study
+from thurl.recipe.deepfake_model import build_model
 from thurl.recipe.deepfake_mtl import _MEASURED
 from thurl.recipe.deepfake_run import build_trainer, run, training_arguments
 from thurl.recipe.launch import run_recipe
@@ -29,6 +30,7 @@ SHORT = [
     "model.tiny={patch_size: 16, hidden: 8, layers: 1, heads: 2}",
     "data.sources=[{format: drawn, people: {train: 4, outer: 2, val: 2}, frames: 2}]",
     "evaluation.sources=[{format: drawn, dataset: other, people: {test: 3}, frames: 2, seed: 9}]",
+    "bilevel.every=1",
     "evaluation.resamples=20",
     *(f"training.{name}" for name in ("max_steps=4", "eval_steps=2", "save_steps=2", "logging_steps=1")),
     "training.per_device_train_batch_size=4",
@@ -140,6 +142,23 @@ def test_without_an_outer_split_people_are_set_aside(study, tmp_path):
     assert "outer" not in trained.parts and len(trained.parts["train"]) == len(parts["train"]) + len(parts["outer"])
 
 
+def test_a_batch_holds_a_real_face_and_its_forgeries(tmp_path, study):
+    def groups(matched):
+        recipe = loaded(tmp_path, f"data.matched={matched}", "training.per_device_train_batch_size=6")
+        trainer = build_trainer(recipe, training_arguments(recipe), study, GRAPH)
+        rows = list(trainer._get_train_sampler())
+        assert sorted(rows) == list(range(len(trainer.train_dataset)))
+        return [[(study.parts["train"][row].video_key, study.parts["train"][row].frame) for row in rows[at : at + 2]]
+                for at in range(0, len(rows), 2)]  # fmt: skip
+
+    together = groups("true")  # one forgery of each
+    assert len(together) == 8 and together != groups("false")
+    for pair in together:
+        (real,) = [(key, frame) for key, frame in pair if not key[1]]
+        (forged,) = [(key, frame) for key, frame in pair if key[1]]
+        assert forged[1] == real[1] and forged[0][3].startswith(real[0][3])
+
+
 def test_parts_that_cannot_serve_are_named(study, tmp_path):
     train, val = study.parts["train"], study.parts["val"]
 
@@ -237,3 +256,34 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, study):
     assert again.term_weights == whole.term_weights
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --- pictures and CLIP -----------------------------------------------------------------------------------------------
+
+
+def test_unusable_training_pictures_are_named_before_training(tmp_path):
+    parts = load_study(loaded(tmp_path / "drawn"), tmp_path / "drawn", GRAPH).parts
+    items = [item for own in parts.values() for item in own]
+    manifest = tmp_path / "all.jsonl"
+    write_manifest(manifest, items, GRAPH, images=tmp_path)
+    recipe = loaded(tmp_path / "run", f"data.sources=[{{format: manifest, manifest: {manifest}, images: {tmp_path}}}]")
+    load_study(recipe, tmp_path / "run", GRAPH)
+    Path(items[1].path).write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"row 2"):
+        load_study(recipe, tmp_path / "run", GRAPH)
+
+
+def test_a_run_starts_from_a_folder_of_clip(tmp_path):
+    torch.manual_seed(0)
+    tower = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=tower, projection_dim=8))
+    clip.save_pretrained(tmp_path)
+    recipe = loaded(tmp_path / "run", "model.tiny=null", "model.start=clip", f"model.path={tmp_path}")
+    weights = build_model(recipe, GRAPH).state_dict()
+    for name, value in clip.state_dict().items():
+        if name != "logit_scale":
+            assert torch.equal(weights[name], value), name
+    with pytest.raises(MissingRequirementError, match="no folder of a CLIP model"):
+        other = loaded(tmp_path / "run", "model.tiny=null", "model.start=clip", f"model.path={tmp_path / 'none'}")
+        build_model(other, GRAPH)

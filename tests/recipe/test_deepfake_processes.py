@@ -16,6 +16,7 @@ OPTIONS = [
     "data.augmentation=0.5",
     "evaluation=null",
     "bilevel.delayed=false",
+    "bilevel.every=1",
     *(f"training.{name}={STEPS}" for name in ("max_steps", "save_steps", "eval_steps")),
     "training.logging_steps=1",
     "training.load_best_model_at_end=false",

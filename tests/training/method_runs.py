@@ -79,6 +79,7 @@ KINDS = {
     "weights": {"weights": {"rank": 2.0, "kind": 0.5}},
     "official": {"bilevel": BilevelConfig(**BILEVEL)},
     "delayed": {"bilevel": BilevelConfig(**BILEVEL, delayed=True)},
+    "grouped": {"weights": {"rank": 2.0, "kind": 0.5}, "train_groups": [row % 6 for row in range(24)]},
     "every 3": {"bilevel": BilevelConfig(**BILEVEL, every=3, warmup=1)},
 }
 

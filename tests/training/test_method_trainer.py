@@ -1,11 +1,13 @@
 """`MethodTrainer` on a tiny method: the loss, the log, evaluation, resume, the bi-level step in training, the card."""
 
 import inspect
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from thurl.errors import DataError, UsageError
 from thurl.training.bilevel import BilevelConfig
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.gather import gather_with_gradient
+from thurl.training.grouped_sampler import GroupedSampler
 from thurl.training.method_output import MethodOutput
 from thurl.training.method_trainer import MethodTrainer
 from thurl.training.model_card import MethodCard
@@ -250,7 +253,7 @@ def test_outer_batches_do_not_depend_on_when_they_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("plain", 2), ("official", 2), ("official", 3), ("delayed", 2), ("every 3", 3)]
+    ("kind", "steps"), [("plain", 2), ("official", 2), ("official", 3), ("delayed", 2), ("every 3", 3), ("grouped", 4)]
 )  # an epoch has 3
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, kind, steps):
     options = {"config": {"dropout": 0.3, "batch_norm": True}, "save_strategy": "steps", "save_steps": 1}
@@ -275,6 +278,46 @@ def test_a_run_with_other_weights_is_not_resumed(tmp_path):
     trained(tmp_path, "official", save_strategy="steps", save_steps=3)
     with pytest.raises(UsageError, match="bilevel"):
         runs.trainer_for(tmp_path, "delayed").train(True)
+
+
+# --- rows that belong together ---------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_group_share_a_batch(tmp_path):
+    trainer = runs.trainer_for(tmp_path, "grouped")
+    row_of = {float(row["quality"]): place for place, row in enumerate(runs.rows())}
+    seen = []
+    loader = trainer.get_train_dataloader()
+    for _ in range(2):
+        seen.append([[row_of[float(value)] for value in batch["quality"]] for batch in loader])
+    for batches in seen:
+        assert sorted(sum(batches, [])) == list(range(24))
+        for batch in batches:  # of 8, and the groups of 4
+            assert sorted(Counter(row % 6 for row in batch).values()) == [4, 4]
+    assert seen[0] != seen[1]
+
+
+def test_groups_of_several_sizes_stay_together_and_no_row_is_lost():
+    groups = ["a", "b", "a", "c", "a", "b"]
+    sampler = GroupedSampler(groups, seed=3)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(len(sampler)))
+        assert len(list(itertools.groupby(orders[-1], key=lambda row: groups[row]))) == 3
+    assert len(set(map(tuple, orders))) > 1
+    again = GroupedSampler(groups, seed=3)
+    again.set_epoch(2)
+    assert list(again) == orders[2]
+    with pytest.raises(UsageError, match="the group of each row"):
+        GroupedSampler([])
+
+
+def test_groups_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(UsageError) as error:
+        runs.trainer_for(tmp_path, options={"train_groups": [1, 2]}, train_sampling_strategy="sequential")
+    assert len(error.value.problems) == 2 and "2 entries and the training set 24 rows" in error.value.problems[0]
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -393,12 +436,13 @@ def test_private_methods_that_are_used_still_have_their_signatures():
     loop = inspect.getsource(Trainer._run_epoch)
     assert loop.index("self.get_batch_samples(") < loop.index("self.training_step(model, inputs, num_items_in_batch)")
     assert "_save_checkpoint" in vars(MethodTrainer)
+    assert list(inspect.signature(Trainer._get_train_sampler).parameters) == ["self", "train_dataset"]
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 
-KINDS_OF_RUNS = ("weights", "official", "delayed")
+KINDS_OF_RUNS = ("weights", "official", "delayed", "grouped")
 
 
 @pytest.fixture(scope="module")

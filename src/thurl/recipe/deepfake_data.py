@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from thurl.errors import DataError
+from thurl.forensics.deepfake.checks import check_pictures
 from thurl.forensics.deepfake.dataset import LabelledFaces
 from thurl.forensics.deepfake.drawn_faces import write_drawn_faces
 from thurl.forensics.deepfake.expansion import expand
 from thurl.forensics.deepfake.expansion_plan import ExpansionConfig
 from thurl.forensics.deepfake.graph import LabelGraph
-from thurl.forensics.deepfake.manifest import FaceItem, read_manifest, split_by_identity
+from thurl.forensics.deepfake.identity_split import split_by_identity
+from thurl.forensics.deepfake.manifest import FaceItem, read_manifest
 from thurl.forensics.deepfake.sampling import sample_frames
 from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.deepfake_sections import PARTS
@@ -87,6 +89,8 @@ def load_study(recipe: Any, folder: Path, graph: LabelGraph) -> FaceStudy:
     if evaluation is not None:
         test = _sampled(_all_items(evaluation.sources, folder / "data" / "test", graph, seed), evaluation.frames)
         _check_disjoint(test, parts)
+    lists = {source.manifest for source in data.sources if source.format == "manifest"}
+    check_pictures(item for own in parts.values() for item in own if item.source in lists)
     study = FaceStudy(parts, test)
     logger.info("Faces: %s", study.counts())
     return study

@@ -172,6 +172,7 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy, graph:
         train_dataset=study.faces(recipe, processor, "train"),
         eval_dataset=study.faces(recipe, processor, "val"),
         outer_dataset=study.faces(recipe, processor, "outer") if "outer" in study.parts else None,
+        train_groups=[item.source_key for item in study.parts["train"]] if recipe.data.matched else None,
         processing_class=processor,
         evaluator=FaceEvaluator(),
         weights=dict.fromkeys(graph.tasks, 1.0) if bilevel is None else None,

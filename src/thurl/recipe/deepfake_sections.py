@@ -182,6 +182,8 @@ class DeepFakeDataSection(Section):
     """Of the people of `train` who are kept for the bi-level step where there is no `outer`."""
     frames: int | None = Field(None, ge=1)
     """Of each video, evenly spaced; all when left out."""
+    matched: bool = False
+    """A real face comes in the same batch as the forgeries of it (`FaceItem.source_key`)."""
     augmentation: float = Field(0.3, ge=0, le=1)
     """Chance of one of five spoilings per training picture."""
     split_seed: int = 0

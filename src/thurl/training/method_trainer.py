@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from thurl.training.bilevel import BilevelConfig, BilevelReport, BilevelStep
 from thurl.training.bilevel.step import RandomState, random_state
 from thurl.training.evaluation import EvaluationResults, Evaluator
 from thurl.training.exact_resume import ExactResumeTrainer
+from thurl.training.grouped_sampler import GroupedSampler
 from thurl.training.method_output import MethodOutput
 from thurl.training.model_card import MethodCard, model_card, training_settings
 from thurl.training.outer_batches import OuterBatches
@@ -57,6 +58,8 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
         bilevel: learn the weights; its tasks must be the model's terms.
         outer_dataset: for the outer batches; disjoint from the training set, or None for the training set itself
             (official). Batches have the size of the training batches.
+        train_groups: (N,) the group of each training row; rows of a group come together (`GroupedSampler`). None:
+            transformers' order.
         evaluator: judges the model in `evaluate`; None: mean loss and terms.
         card: what the model card says.
         **kwargs: of `transformers.Trainer`.
@@ -68,7 +71,8 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
         UsageError: settings that do not go together, among them a bi-level step with parameters that are split over
             processes (ZeRO, FSDP).
 
-    Overrides of transformers that are not documented as public: `_save_checkpoint`, `_get_dataloader`.
+    Overrides of transformers that are not documented as public: `_save_checkpoint`, `_get_dataloader`,
+    `_get_train_sampler`.
     """
 
     phases: tuple[str, ...] = ("data", "update", "outer", "save", "evaluation")
@@ -81,6 +85,7 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
         weights: Mapping[str, float] | None = None,
         bilevel: BilevelConfig | None = None,
         outer_dataset: Any = None,
+        train_groups: Sequence[Hashable] | None = None,
         evaluator: Evaluator | None = None,
         card: MethodCard | None = None,
         **kwargs: Any,
@@ -104,6 +109,7 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
         self._window: list[Any] = []
         self._micro_batch = 0
         self._random_states: list[RandomState] = []
+        self._sampler = None if train_groups is None else self._grouped(train_groups)
         self._bilevel: BilevelStep | None = None
         if bilevel is not None:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -117,9 +123,32 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
                 batch_size=self.args.train_batch_size,
                 processes=self.args.world_size,
                 process=self.args.process_index,
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                seed=self._data_seed,
                 workers=self.args.dataloader_num_workers,
             )
+
+    @property
+    def _data_seed(self) -> int:
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def _grouped(self, groups: Sequence[Hashable]) -> GroupedSampler:
+        problems = []
+        if len(groups) != len(self.train_dataset):
+            problems.append(
+                f"`train_groups` has {len(groups)} entries and the training set {len(self.train_dataset)} rows; give "
+                "one per row."
+            )
+        if self.args.train_sampling_strategy != "random":
+            problems.append(
+                f"`train_groups` orders the rows, and so does `train_sampling_strategy` "
+                f"({self.args.train_sampling_strategy!r}); leave one of them out."
+            )
+        if problems:
+            raise UsageError(problems)
+        return GroupedSampler(groups, self._data_seed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
 
     def _rows_and_collate(self, dataset: Any) -> tuple[Any, Any]:
         loader = self._get_dataloader(dataset, "Outer", self.args.train_batch_size)
@@ -260,6 +289,8 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
         # accelerate tells the data set its epoch in a run of one process only.
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
 
     # -- logs and exact resume -------------------------------------------------------------------------------------
 
@@ -272,7 +303,8 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
 
     def resume_settings(self) -> dict[str, Any]:
         bilevel = {} if self._bilevel is None else {"bilevel": self._bilevel.config.plain()}
-        return {**super().resume_settings(), **bilevel, "weights": self._weights}
+        grouped = {} if self._sampler is None else {"grouped": True}
+        return {**super().resume_settings(), **bilevel, **grouped, "weights": self._weights}
 
     def resume_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"log": self._terms_log.state()}

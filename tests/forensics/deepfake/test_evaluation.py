@@ -10,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from thurl.errors import DataError
 from thurl.forensics.deepfake.deepfakebench import read_deepfakebench
-from thurl.forensics.deepfake.evaluation import FrameScores, Thresholds, choose_thresholds, evaluate_frames
+from thurl.forensics.deepfake.evaluation import Thresholds, choose_thresholds, evaluate_frames
 from thurl.forensics.deepfake.graph import load_graph
+from thurl.forensics.deepfake.score_tables import FrameScores
 
 
 NAMES = ("fake", "expression", "identity", "eye", "nose")

@@ -11,8 +11,9 @@ from PIL import Image
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.deepfake.deepfakebench import read_deepfakebench, write_deepfakebench
+from thurl.forensics.deepfake.ffpp import read_ffpp_folders
 from thurl.forensics.deepfake.graph import load_graph
-from thurl.forensics.deepfake.importers import read_face_csv, read_ffpp_folders, read_sjedd_list
+from thurl.forensics.deepfake.importers import read_face_csv, read_sjedd_list
 from thurl.forensics.deepfake.manifest import FaceItem
 from thurl.forensics.deepfake.releases import people_in
 

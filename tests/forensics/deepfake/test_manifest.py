@@ -9,7 +9,8 @@ import pytest
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.forensics.deepfake.graph import load_graph
-from thurl.forensics.deepfake.manifest import FaceItem, read_manifest, split_by_identity, write_manifest
+from thurl.forensics.deepfake.identity_split import split_by_identity
+from thurl.forensics.deepfake.manifest import FaceItem, read_manifest, write_manifest
 
 
 GRAPH = load_graph("ffpp")
@@ -90,7 +91,7 @@ def test_every_bad_row_is_named(tmp_path):
         assert expected in text, expected
     with pytest.raises(MissingRequirementError):
         read_manifest(tmp_path / "none.jsonl", GRAPH)
-    with pytest.raises(DataError, match="no picture in it"):
+    with pytest.raises(DataError, match="no face in it"):
         read_manifest(write(tmp_path / "m.jsonl", [""]), GRAPH)
 
 

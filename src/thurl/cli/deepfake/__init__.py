@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thurl.cli.deepfake import data, measures, verdicts
+from thurl.cli.deepfake import crop, data, measures, verdicts
 
 
 __all__ = ["register"]
@@ -16,6 +16,7 @@ deepfake = typer.Typer(
 )
 
 deepfake.command("import")(data.import_faces)
+deepfake.command("crop")(crop.crop)
 deepfake.command("expand")(data.expand)
 deepfake.command("convert")(data.convert)
 deepfake.command("predict")(verdicts.predict)

@@ -17,7 +17,7 @@ from thurl.messages import nearest
 
 __all__ = ["convert", "expand", "import_faces"]
 
-_FORMATS = ("deepfakebench", "ffpp", "sjedd", "csv")
+_FORMATS = ("deepfakebench", "ffpp", "sjedd", "csv", "celebdf", "dfdc")
 _Graph = Annotated[str, typer.Option("--graph", help="Label graph: ffpp, ffsc, or a YAML file.")]
 
 
@@ -27,9 +27,9 @@ def import_faces(
     form: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(_FORMATS)}.")],
     graph: _Graph = "ffpp",
     images: Images = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of the data set (ffpp, sjedd).")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of the data set.")] = None,
     split: Annotated[
-        str, typer.Option("--split", help="Read only this split (deepfakebench); split of all faces (sjedd).")
+        str, typer.Option("--split", help="Read only this one (deepfakebench); that of all (sjedd, celebdf, dfdc).")
     ] = "",
     splits: Annotated[Path | None, typer.Option("--splits", help="Folder of the official split files (ffpp).")] = None,
     compression: Annotated[str, typer.Option("--compression", help="c23, c40 or raw (deepfakebench, ffpp).")] = "c23",
@@ -45,21 +45,25 @@ def import_faces(
     if form not in _FORMATS:
         raise UsageError(f"--format {form}: it is one of {', '.join(_FORMATS)}{nearest(form, _FORMATS)}")
     check_new("--output", output, overwrite)
-    from thurl.forensics.deepfake import importers
+    from thurl.forensics.deepfake import importers, video_lists
     from thurl.forensics.deepfake.deepfakebench import read_deepfakebench
+    from thurl.forensics.deepfake.ffpp import read_ffpp_folders
     from thurl.forensics.deepfake.graph import load_graph
     from thurl.forensics.deepfake.manifest import write_manifest
 
     labels = load_graph(graph)
+    named = {} if dataset is None else {"dataset": dataset}
     where: dict[str, Any] = {"images": images, "allow_outside": allow_outside}
     if form == "deepfakebench":
         chosen = {"splits": [split]} if split else {}
         items = read_deepfakebench(source, labels, compression=compression, landmarks=landmarks, **chosen, **where)
     elif form == "ffpp":
-        named = {} if dataset is None else {"dataset": dataset}
-        items = importers.read_ffpp_folders(source, labels, splits=splits, compression=compression, **named)
+        items = read_ffpp_folders(source, labels, splits=splits, compression=compression, **named)
     elif form == "sjedd":
         items = importers.read_sjedd_list(source, labels, dataset=dataset or "", split=split, **where)
+    elif form in ("celebdf", "dfdc"):
+        read = video_lists.read_celebdf_list if form == "celebdf" else video_lists.read_dfdc_list
+        items = read(source, labels, **named, **({"split": split} if split else {}), **where)
     else:
         items = importers.read_face_csv(source, labels, **where)
     write_manifest(output, items, labels)

@@ -39,7 +39,7 @@ _REPORTS = (".csv", ".json", ".jsonl")
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(help=PICTURES, metavar="PICTURES...")],
+    inputs: Annotated[list[str], typer.Argument(help=PICTURES + " Videos too.", metavar="PICTURES...")],
     model: Model,
     threshold: Annotated[
         float, typer.Option("--threshold", min=0, max=1, help="Probability from which a face counts as forged.")
@@ -47,6 +47,10 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Report with all probabilities: .csv, .json or .jsonl.")
     ] = None,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 32,
+    least: Annotated[
+        int, typer.Option("--least-frames", min=1, help="Usable frames below which a video has no verdict.")
+    ] = 8,
     as_json: Json = False,
     recursive: Recursive = False,
     images: Images = None,
@@ -60,14 +64,19 @@ def predict(
 ) -> None:
     """Judge pictures of faces: probabilities of a forgery, of altered attributes and regions, and what that means.
 
-    Pictures are faces, or have a box around one. A picture that cannot be used is a line with its error; nothing
-    stops.
+    Pictures are faces, or have a box around one; frames of videos are faces. A picture or a video that cannot be used
+    is a line with its error; nothing stops.
     """
     if output is not None:
         if output.suffix.lower() not in _REPORTS:
             raise UsageError(f"--output {output}: reports end in {', '.join(_REPORTS)}")
         check_new("--output", output, overwrite)
-    pictures = Source(recursive, images, boxes, allow_outside).find(inputs)
+    from thurl.forensics.deepfake.video_verdicts import find_videos, judge_video
+    from thurl.forensics.exif.inputs import Pictures
+
+    videos, others = find_videos(inputs, recursive=recursive)
+    find = Source(recursive, images, boxes, allow_outside).find
+    pictures = find(others) if others else Pictures([], [])
     from thurl.forensics.deepfake.explanations import explain_energies
     from thurl.forensics.deepfake.loading import load_model, load_processor
     from thurl.forensics.deepfake.scoring import FaceScorer
@@ -76,35 +85,47 @@ def predict(
     loaded = load_model(model, device=usable_device(device))
     scorer = FaceScorer(loaded, processor, batch_size=batch_size, workers=workers)
     found: list[dict[str, Any]] = []
-    with progress("judged", len(pictures)) as advance:
+
+    def add(name: str, error: str, verdict: Any, **more: Any) -> None:
+        entry = {"image": name, **more, "error": error or None}
+        found.append(entry | ({} if verdict is None else verdict.plain()))
+        _say(found[-1], as_json, output)
+
+    with progress("judged", len(pictures) + len(videos)) as advance:
         for errors, energies in scorer.energies(pictures.paths, pictures.boxes):
             for error, row in zip(errors, energies, strict=True):
-                name = str(pictures.paths[len(found)])
-                entry: dict[str, Any] = {"image": name, "error": error or None}
-                if not error:
-                    entry |= explain_energies(loaded.graph, row[None], threshold=threshold)[0].plain()
-                found.append(entry)
-                _say(entry, as_json, output)
+                own = None if error else explain_energies(loaded.graph, row[None], threshold=threshold)[0]
+                add(str(pictures.paths[len(found)]), error, own)
                 advance()
+        for path in videos:
+            verdict = judge_video(scorer, path, frames=frames, least=least, threshold=threshold)
+            for one in verdict.frames:
+                add(str(path), one.error, one.explanation, frame=one.frame)
+            used = sum(one.explanation is not None for one in verdict.frames)
+            add(str(path), verdict.error, verdict.explanation, frames=used)
+            advance()
     if output is not None:
         _write(found, loaded.graph.names, output)
         typer.echo(f"written to {output}", err=as_json)
-    usable = [entry for entry in found if not entry["error"]]
+    judged = [entry for entry in found if "frame" not in entry]
+    usable = [entry for entry in judged if not entry["error"]]
     forged = sum(entry["p_fake"] >= threshold for entry in usable)
+    kind = "pictures and videos" if videos else "pictures"
     typer.echo(
-        f"{len(usable)} of {len(found)} pictures judged: {forged} forged, {len(usable) - forged} not, at a "
+        f"{len(usable)} of {len(judged)} {kind} judged: {forged} forged, {len(usable) - forged} not, at a "
         f"probability of {threshold:g}",
         err=True,
     )
     if not usable:
-        raise DataError(f"none of the {len(found)} pictures could be used; the reasons are above")
+        raise DataError(f"none of the {len(judged)} pictures could be used; the reasons are above")
 
 
 def _say(entry: Mapping[str, Any], as_json: bool, output: Path | None) -> None:
     if as_json:
         echo_json(dict(entry))
     elif output is None:
-        typer.echo(f"{printable(entry['image'])}\n  {printable(entry.get('text', '-'))}")
+        place = f" frame {entry['frame']}" if "frame" in entry else ""
+        typer.echo(f"{printable(entry['image'])}{place}\n  {printable(entry.get('text', '-'))}")
     if entry["error"]:
         typer.echo(f"warning: {printable(entry['error'])}", err=True)
 
@@ -127,6 +148,8 @@ def _row(entry: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     state = [name for name, on in entry.get("most_probable_state", {}).items() if on]
     return {
         "image": entry["image"],
+        "frame": entry.get("frame"),
+        "frames": entry.get("frames"),
         **{f"p_{name}": values.get(name) for name in names},
         "most_probable_state": "+".join(state),
         "text": entry.get("text", ""),

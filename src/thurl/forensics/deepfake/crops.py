@@ -123,7 +123,8 @@ def crop_faces(
         try:
             crop = _cropped(item, size, scale, detector)
         except (DataError, ValueError) as error:
-            dropped[item.path] = str(error)
+            text = str(error)
+            dropped[item.path] = text if item.path in text else f"{item.where}: {text}"
             continue
         # A thousand files per folder at most.
         name = f"{len(crops) // 1000:04d}/{len(crops) % 1000:03d}"

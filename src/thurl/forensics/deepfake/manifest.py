@@ -33,7 +33,6 @@ from thurl.data.records import RowProblems
 from thurl.errors import DataError
 from thurl.forensics.deepfake.graph import UNKNOWN, LabelGraph
 from thurl.forensics.json_lines import check_keys, json_lines, manifest_text, mapping_value, numbers_value, text_value
-from thurl.forensics.splits import assign_parts, connected_units
 from thurl.training.results import write_atomically
 
 
@@ -41,9 +40,9 @@ __all__ = [
     "FaceItem",
     "VideoKey",
     "check_items",
+    "checked_items",
     "label_row",
     "read_manifest",
-    "split_by_identity",
     "write_manifest",
 ]
 
@@ -90,6 +89,12 @@ class FaceItem:
     def video_key(self) -> VideoKey:
         """What tells its video from all others."""
         return self.dataset, self.fake, self.manipulation, self.video or self.path
+
+    @property
+    def source_key(self) -> tuple[str, str, int | None]:
+        """(dataset, real video, frame): what a real face and the forgeries of it have in common."""
+        real = self.original if self.fake == 1 else self.video
+        return self.dataset, real or self.path, self.frame
 
     @property
     def where(self) -> str:
@@ -163,11 +168,7 @@ def read_manifest(
             items.append(replace(_from_json(row, graph, root, allow_outside, known), row=number, source=str(path)))
         except DataError as error:
             problems.add(number, str(error))
-    check_items(items, problems)
-    problems.raise_if_any()
-    if not items:
-        raise DataError(f"{path}: no picture in it; it must hold at least one line")
-    return items
+    return checked_items(items, problems, path)
 
 
 def check_items(items: Iterable[FaceItem], problems: RowProblems) -> None:
@@ -200,43 +201,17 @@ def check_items(items: Iterable[FaceItem], problems: RowProblems) -> None:
                 problems.add(item.row, f"frame {item.frame} of {name} is already in row {other.row}; {fix}")
 
 
-def split_by_identity(
-    items: Sequence[FaceItem], parts: Mapping[str, float], *, seed: int = 0
-) -> dict[str, list[FaceItem]]:
-    """Disjoint parts in which no person, and no video, is in two.
-
-    People who occur in one picture are kept together, so few swaps between many people may make one large group.
-    Items without identities are split by video.
-
-    Args:
-        items: whatever their `split`.
-        parts: name to share; positive numbers that add up to 1, counted in groups.
-        seed: another seed is another split.
-
-    Returns:
-        Items of each part in their old order with their new `split`; no part is empty.
+def checked_items(items: list[FaceItem], problems: RowProblems, source: Path) -> list[FaceItem]:
+    """The items of a list, after `check_items`.
 
     Raises:
-        UsageError: wrong `parts`.
-        DataError: fewer groups than parts.
+        DataError: what `problems` holds then, or no item.
     """
-    units = connected_units(_belonging(item) for item in items)
-    part_of = assign_parts(
-        units,
-        parts,
-        seed=seed,
-        what=f"{len(items)} faces",
-        fix="give videos of more people, or fewer parts",
-    )
-    result: dict[str, list[FaceItem]] = {part: [] for part in parts}
-    for item, unit in zip(items, units, strict=True):
-        result[part_of[unit]].append(replace(item, split=part_of[unit]))
-    return result
-
-
-def _belonging(item: FaceItem) -> list[str]:
-    people = [f"person {item.dataset}\0{name}" for name in item.identities]
-    return [*people, "video " + "\0".join(map(str, item.video_key))]
+    check_items(items, problems)
+    problems.raise_if_any()
+    if not items:
+        raise DataError(f"{source}: no face in it; it must hold at least one")
+    return items
 
 
 def _to_json(item: FaceItem, graph: LabelGraph, root: Path) -> dict[str, Any]:

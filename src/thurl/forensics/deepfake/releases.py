@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 
-__all__ = ["BENCH_LABELS", "BENCH_MANIPULATIONS", "COMPRESSED", "people_in"]
+__all__ = ["BENCH_LABELS", "BENCH_MANIPULATIONS", "COMPRESSED", "last_number", "people_in"]
 
 BENCH_LABELS: Mapping[str, int] = MappingProxyType(
     {
@@ -85,3 +85,9 @@ def people_in(video: str) -> tuple[tuple[str, ...], str]:
     if match := _CELEB_REAL.fullmatch(video) or _DFD_REAL.fullmatch(video):
         return (match[1],), ""
     return ((video,), "") if _FF_REAL.fullmatch(video) else ((), "")
+
+
+def last_number(name: str) -> int | None:
+    """The digits that a file's name ends with, before its ending; None where there are none."""
+    match = re.search(r"(\d+)$", name.rsplit(".", 1)[0])
+    return int(match[1]) if match else None

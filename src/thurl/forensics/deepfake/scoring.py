@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from thurl.forensics.deepfake.evaluation import FrameScores
 from thurl.forensics.deepfake.manifest import FaceItem
 from thurl.forensics.deepfake.marginals import log_marginals
 from thurl.forensics.deepfake.model import DeepFakeModel
+from thurl.forensics.deepfake.score_tables import FrameScores
 from thurl.forensics.perturbations import PERTURBATIONS, SpoiledPictures
 from thurl.forensics.reading import Picture, PictureReader
 

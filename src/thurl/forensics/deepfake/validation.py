@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from thurl.forensics.deepfake.evaluation import FrameScores, choose_thresholds, evaluate_frames
+from thurl.forensics.deepfake.evaluation import choose_thresholds, evaluate_frames
+from thurl.forensics.deepfake.score_tables import FrameScores
 from thurl.forensics.deepfake.scoring import probabilities
 from thurl.training.evaluation import EvaluationResults, Predict
 

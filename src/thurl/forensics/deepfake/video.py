@@ -22,7 +22,7 @@ from thurl.forensics.deepfake.manifest import FaceItem
 from thurl.forensics.deepfake.sampling import FRAMES, evenly_spaced
 
 
-__all__ = ["MAX_FRAMES", "VIDEO_ENDINGS", "cut_videos", "read_frames"]
+__all__ = ["MAX_FRAMES", "VIDEO_ENDINGS", "cut_videos", "read_frames", "require_pyav"]
 
 VIDEO_ENDINGS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 """Endings of the files that are taken for videos, in any case."""
@@ -70,7 +70,7 @@ def cut_videos(
         UsageError: a folder that holds something.
         DataError: not one frame.
     """
-    _av()
+    require_pyav()
     folder = new_folder(folder)
     cut: list[FaceItem] = []
     dropped: dict[str, str] = {}
@@ -89,7 +89,12 @@ def cut_videos(
     return cut, dropped
 
 
-def _av() -> Any:
+def require_pyav() -> Any:
+    """PyAV's module.
+
+    Raises:
+        MissingRequirementError: it is not installed.
+    """
     try:
         import av
     except ImportError:
@@ -99,7 +104,7 @@ def _av() -> Any:
 
 def _decoded(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Frames of the first video stream."""
-    av = _av()
+    av = require_pyav()
     if not Path(path).is_file():
         raise MissingRequirementError(f"video {os.fspath(path)!r} does not exist")
     try:
