@@ -154,7 +154,8 @@ def attempt(folder: Path, read: Callable[[Path], Any], limit: int) -> tuple[str,
     except ThurlError as error:
         return ("refused", "") if str(error).strip() else ("crashed", "an error without a message")
     except Exception as error:  # also MemoryError and RecursionError
-        last = [frame for frame in traceback.extract_tb(error.__traceback__) if "thurl" in frame.filename][-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        last = ([frame for frame in frames if "thurl" in frame.filename] or frames)[-1]
         return "crashed", f"{type(error).__name__}: {str(error)[:150]!r} at {Path(last.filename).name}:{last.lineno}"
     finally:
         signal.alarm(0)

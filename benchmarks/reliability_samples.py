@@ -38,9 +38,9 @@ class Sample:
     read: Callable[[Path], Any]
 
 
-def make_samples(root: Path) -> list[Sample]:
-    """All samples, with their files below `root`; the same each time."""
-    makers = (_images, _labels, _recipes, _manifests, _containers, _models, _adapters)
+def make_samples(root: Path, *, models: bool = True) -> list[Sample]:
+    """All samples, or those without models and adapters, with their files below `root`; the same each time."""
+    makers = (_images, _labels, _recipes, _manifests, _containers, *((_models, _adapters) if models else ()))
     return [sample for maker in makers for sample in maker(root)]
 
 

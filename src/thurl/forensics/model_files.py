@@ -7,12 +7,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.forensics.processing import FaceImageProcessor
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["load_weights", "model_kind", "processor_of"]
@@ -74,7 +74,7 @@ def load_weights(
         )
     except OSError as error:
         raise _not_there(name_or_path, "model.safetensors", error, makers) from None
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except UNFIT as error:
         reason = str(error).strip().splitlines()
         raise DataError(
             f"{os.fspath(name_or_path)}: the weights do not fit config.json ({reason[0] if reason else error!r}); "

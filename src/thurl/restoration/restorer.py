@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch.nn import functional
 
 from thurl.data.images import open_image
@@ -19,6 +18,7 @@ from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.restoration.model import RestorationModel
 from thurl.restoration.processing import Picture, RestorationImageProcessor
 from thurl.restoration.tiling import restore_tiled
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["RestoredFile", "Restorer", "plan_outputs", "restore_files"]
@@ -72,7 +72,7 @@ class Restorer:
             raise MissingRequirementError(
                 f"model {name} cannot be loaded ({str(error).splitlines()[0]}); give a folder or a Hub name"
             ) from error
-        except (SafetensorError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             raise DataError(
                 f"{name}: the weights are broken or do not fit config.json ({str(error).splitlines()[0]}); save the "
                 "model again"

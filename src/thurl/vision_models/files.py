@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from thurl.errors import DataError, MissingRequirementError
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["check_weights", "first_line", "from_pretrained", "model_folder", "quiet", "read_config"]
@@ -104,8 +105,6 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     Raises:
         DataError: broken weights, or parameters without a value.
     """
-    from safetensors import SafetensorError
-
     try:
         with quiet():
             model, info = kind.from_pretrained(
@@ -116,7 +115,7 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, *UNFIT) as error:
         raise DataError(f"{folder}: weights that do not fit the model: {first_line(error)}; save it again") from error
     if absent := sorted(info["missing_keys"]):
         raise DataError(

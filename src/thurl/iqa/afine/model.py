@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from thurl.iqa.afine.features import AFineFeatures, by_size
 from thurl.iqa.afine.heads import Adapter, BoundedMap, FidelityHead, NaturalnessHead, initialise
 from thurl.iqa.afine.mathematics import mean_and_variance, resize_positions, resize_to_multiple, scaled_score
 from thurl.iqa.afine.outputs import AFineOutput
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["AFineModel", "Pictures"]
@@ -184,7 +184,7 @@ class AFineModel(PreTrainedModel):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
             )
-        except (SafetensorError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             raise DataError(
                 f"{pretrained_model_name_or_path}: the weights are broken or do not fit config.json "
                 f"({str(error).splitlines()[0]}); save the model again"
