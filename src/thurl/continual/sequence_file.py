@@ -104,7 +104,7 @@ def read_sequence(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = hub_file(path, "sequence.json", repo_type="dataset")
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not a sequence file: {error}; `thurl cldyb search` writes one") from error
     if not isinstance(document, dict):
         raise DataError(f"{path}: a sequence file holds one JSON object, this is a {type(document).__name__}")

@@ -331,7 +331,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); copy or save the adapter again") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: a {type(config).__name__} where an object of settings belongs")

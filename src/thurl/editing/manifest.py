@@ -88,7 +88,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         return Manifest(str(document["base"]), groups, locality, dict(document["settings"]))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give the manifest of an editing benchmark") from None
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not the manifest of an editing benchmark: {error!r}; build it again") from error
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.forensics.processing import FaceImageProcessor
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["load_weights", "model_kind", "processor_of"]
@@ -73,7 +74,7 @@ def load_weights(
         )
     except OSError as error:
         raise _not_there(name_or_path, "model.safetensors", error, makers) from None
-    except (RuntimeError, ValueError, KeyError) as error:
+    except UNFIT as error:
         reason = str(error).strip().splitlines()
         raise DataError(
             f"{os.fspath(name_or_path)}: the weights do not fit config.json ({reason[0] if reason else error!r}); "

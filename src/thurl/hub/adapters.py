@@ -65,7 +65,7 @@ def base_of(folder: Path, base_model: str | None = None) -> str:
         raise MissingRequirementError(f"adapter folder {folder} has no adapter_model.safetensors: save it again")
     try:
         base = base_model or json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{folder / _CONFIG} is not readable ({error}): save the adapter again") from None
     if not base:
         raise DataError(f"{folder / _CONFIG} names no base model: pass `base_model`")

@@ -143,7 +143,7 @@ def _model_shape(recipe: VisualQualityR1Recipe) -> ModelShape:
     if file.is_file():
         try:
             return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{file} is no JSON object ({error}); save the model again") from None
     shape = released_shape(name)
     if shape is None:
@@ -167,7 +167,7 @@ def _zero(file: Any, asked: int | None) -> tuple[Any, bool]:
     if isinstance(file, str):
         try:
             settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"training.deepspeed: {file} cannot be read ({error})") from None
     section = settings.get("zero_optimization", {})
     stage = section.get("stage", 0) if asked is None else asked

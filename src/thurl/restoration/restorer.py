@@ -18,6 +18,7 @@ from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.restoration.model import RestorationModel
 from thurl.restoration.processing import Picture, RestorationImageProcessor
 from thurl.restoration.tiling import restore_tiled
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["RestoredFile", "Restorer", "plan_outputs", "restore_files"]
@@ -70,6 +71,11 @@ class Restorer:
         except OSError as error:
             raise MissingRequirementError(
                 f"model {name} cannot be loaded ({str(error).splitlines()[0]}); give a folder or a Hub name"
+            ) from error
+        except UNFIT as error:
+            raise DataError(
+                f"{name}: the weights are broken or do not fit config.json ({str(error).splitlines()[0]}); save the "
+                "model again"
             ) from error
         return cls(model, processor, device)
 

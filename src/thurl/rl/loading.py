@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from thurl.errors import DataError, MissingRequirementError
+from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.hub.adapters import adapter_folder, base_of
 
 
@@ -138,11 +138,16 @@ def _load_model(source: str, *, dtype: Any, attn_implementation: str | None, hub
         options["attn_implementation"] = attn_implementation
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except OSError as error:
         raise _missing(source, "model", error) from None
     except ValueError as error:
+        if "custom code" in str(error):
+            raise UsageError(
+                f"{source} asks for code of its own to be run, which thurl never does; take a model whose "
+                "architecture transformers has"
+            ) from None
         if "Unrecognized" not in str(error):
             raise
         raise DataError(f"{source} is no model that takes a picture and a text: {_first_line(error)}") from None

@@ -154,7 +154,7 @@ def load_prompt(folder: str | os.PathLike[str]) -> PromptPreset | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON ({error}): save the prompt again or delete the file") from None
     if not isinstance(values, dict) or "question" not in values:
         raise DataError(f"{path} holds no `question`: save the prompt again or delete the file")

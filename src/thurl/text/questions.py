@@ -243,7 +243,7 @@ def _rows(path: Path, *, lines: bool) -> list[tuple[int, Any]]:
     if not lines or text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}: not JSON ({error})") from None
         if not isinstance(rows, list):
             raise DataError(f"{path}: holds {type(rows).__name__}, but must hold a list of rows")
@@ -254,7 +254,7 @@ def _rows(path: Path, *, lines: bool) -> list[tuple[int, Any]]:
             if line.strip():
                 try:
                     numbered.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
+                except (json.JSONDecodeError, RecursionError) as error:
                     raise DataError(f"{path}, line {number}: not JSON ({error})") from None
     wrong = [number for number, row in numbered if not isinstance(row, dict)]
     if wrong:

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from thurl.errors import DataError
 
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["UNFIT", "read_tensors", "write_tensors"]
+
+UNFIT = (SafetensorError, StrictDataclassError, RuntimeError, ValueError, TypeError, KeyError)
+"""What `from_pretrained` of transformers raises where config.json or the weights are damaged, beside OSError."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

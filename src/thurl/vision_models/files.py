@@ -13,6 +13,7 @@ import torch
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.hub.fetch import snapshot
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["check_weights", "first_line", "from_pretrained", "model_folder", "quiet", "read_config"]
@@ -63,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MissingRequirementError(
             f"{folder}: no model: {error}; save one with `save_pretrained`, or timm's `save_for_hf`"
         ) from error
@@ -96,8 +97,6 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     Raises:
         DataError: broken weights, or parameters without a value.
     """
-    from safetensors import SafetensorError
-
     try:
         with quiet():
             model, info = kind.from_pretrained(
@@ -108,7 +107,7 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, *UNFIT) as error:
         raise DataError(f"{folder}: weights that do not fit the model: {first_line(error)}; save it again") from error
     if absent := sorted(info["missing_keys"]):
         raise DataError(

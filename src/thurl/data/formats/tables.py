@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,9 +144,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def read_bytes(path: Path) -> bytes:
     """Bytes of a label file; raises as `read_text` does."""
     try:
-        size = path.stat().st_size
-        if path.is_dir():
+        found = path.stat()
+        size = found.st_size
+        if stat.S_ISDIR(found.st_mode):
             raise DataError(f"{path}: this is a folder; give the label file inside it")
+        # A device has no end, and a pipe that nobody writes to blocks for ever.
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: this is not a regular file; give the path of a label file")
         if size > MAX_BYTES:
             raise DataError(f"{path}: {size} bytes; a label file may have {MAX_BYTES}")
         return path.read_bytes()

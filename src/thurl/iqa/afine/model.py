@@ -29,6 +29,7 @@ from thurl.iqa.afine.features import AFineFeatures, by_size
 from thurl.iqa.afine.heads import Adapter, BoundedMap, FidelityHead, NaturalnessHead, initialise
 from thurl.iqa.afine.mathematics import mean_and_variance, resize_positions, resize_to_multiple, scaled_score
 from thurl.iqa.afine.outputs import AFineOutput
+from thurl.training.tensor_files import UNFIT
 
 
 __all__ = ["AFineModel", "Pictures"]
@@ -179,9 +180,15 @@ class AFineModel(PreTrainedModel):
             DataError: the folder lacks weights of the model.
         """
         with_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *arguments, output_loading_info=True, **options
+            )
+        except UNFIT as error:
+            raise DataError(
+                f"{pretrained_model_name_or_path}: the weights are broken or do not fit config.json "
+                f"({str(error).splitlines()[0]}); save the model again"
+            ) from error
         if lacking := sorted(info["missing_keys"]):
             shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
             raise DataError(
