@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-__all__ = ["DataError", "MissingRequirementError", "StoppedError", "ThurlError", "UsageError"]
+__all__ = ["DataError", "MissingRequirementError", "PushError", "StoppedError", "ThurlError", "UsageError"]
 
 
 class ThurlError(Exception):
@@ -19,6 +19,12 @@ class ThurlError(Exception):
 
 class DataError(ThurlError):
     """Input data that cannot be used: a corrupt picture, a label that is not a number, an empty set."""
+
+
+class PushError(ThurlError):
+    """What was made is whole and here, but did not get to the Hub; exit code 4."""
+
+    exit_code = 4
 
 
 class StoppedError(ThurlError):

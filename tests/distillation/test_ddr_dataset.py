@@ -101,33 +101,11 @@ def test_what_is_saved_loads_again(loaded, tmp_path):
         loaded.save_pretrained(tmp_path / "file")
 
 
-def test_push_sends_file_pictures_and_card(loaded, monkeypatch):
-    import huggingface_hub
+def test_what_is_saved_is_what_a_push_takes(loaded, tmp_path):
+    """The push itself: tests/hub."""
+    from thurl.hub.files import run_files
 
-    calls = []
-
-    class Api:
-        def __init__(self, token=None):
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id, **options):
-            calls.append(("create", repo_id, options))
-            return f"https://hub/{repo_id}"
-
-        def upload_folder(self, *, repo_id, folder_path, **options):
-            from pathlib import Path
-
-            files = {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob("*.*")}
-            calls.append(("upload", repo_id, options["repo_type"], files))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert loaded.push_to_hub("me/tiny", private=True, token="t") == "https://hub/me/tiny"
-    assert calls[:2] == [
-        ("token", "t"),
-        ("create", "me/tiny", {"repo_type": "dataset", "private": True, "exist_ok": True}),
-    ]
-    _, name, kind, files = calls[2]
-    assert (name, kind) == ("me/tiny", "dataset")
-    assert set(files) == {"README.md", "data.ddr", "data/train-00000-of-00001.parquet"}
-    assert ddr.decode(files["data.ddr"]).dataset.hints == loaded.hints
-    assert "# tiny\n" in files["README.md"].decode() and 'hf_hub_download("me/tiny"' in files["README.md"].decode()
+    found = run_files(loaded.save_pretrained(tmp_path / "set", license="cc-by-4.0"))
+    assert found.repo_type == "dataset"
+    assert set(found.files) == {"data.ddr", "data/train-00000-of-00001.parquet"}
+    assert 'ddr.load("USER/NAME")' in (tmp_path / "set" / "README.md").read_text()

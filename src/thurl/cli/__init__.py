@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from thurl.errors import ThurlError
+from thurl.hub.secrets import hide_secrets, without_secrets
 from thurl.version import __version__
 
 
@@ -27,9 +28,9 @@ class _Group(TyperGroup):
         except ThurlError as error:
             # Commands have a --debug of their own, which this context does not see.
             if ctx.params.get("debug") or "--debug" in sys.argv:
-                traceback.print_exception(error)
+                typer.echo(without_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
             for line in getattr(error, "problems", [str(error)]):
-                typer.echo(f"error: {line}", err=True)
+                typer.echo(f"error: {without_secrets(line)}", err=True)
             raise typer.Exit(error.exit_code) from None
 
 
@@ -76,6 +77,7 @@ def _register_commands() -> None:
         "exif",
         "faces",
         "plan",
+        "push",
         "quality",
         "restoration",
     )
@@ -86,6 +88,7 @@ def _register_commands() -> None:
 
 def main() -> None:
     """Entry point of the `thurl` command."""
+    hide_secrets()
     app()
 
 

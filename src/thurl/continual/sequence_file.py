@@ -19,6 +19,7 @@ from thurl.continual.mdp import SearchSettings
 from thurl.continual.metrics import DEFINITIONS, continual_metrics
 from thurl.continual.search import Built
 from thurl.errors import DataError, UsageError
+from thurl.hub.fetch import hub_file
 from thurl.training.results import environment, plain, write_atomically
 
 
@@ -94,11 +95,13 @@ def write_sequence(path: str | os.PathLike[str], document: dict[str, Any]) -> No
 
 
 def read_sequence(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check a sequence file.
+    """Read and check a sequence file; `owner/name` takes `sequence.json` of a data set on the Hub.
 
     Raises:
         DataError: not such a file; all problems together.
+        MissingRequirementError: the Hub does not give it.
     """
+    path = hub_file(path, "sequence.json", repo_type="dataset")
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

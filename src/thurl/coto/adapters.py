@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from thurl.coto.kinds import kind_of
 from thurl.errors import DataError, MissingRequirementError, UsageError
+from thurl.hub.fetch import hub_folder
 from thurl.training.results import write_atomically
 
 
@@ -143,14 +144,14 @@ def layer_of(path: str) -> tuple[str, int] | None:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter folder. Nothing in it is executed: JSON and safetensors only.
+    """Read an adapter folder, or a repository of the Hub. Nothing in it is executed: JSON and safetensors only.
 
     Raises:
         MissingRequirementError: no such folder, config or safetensors file.
         UsageError: a kind of adapter these tools are not defined for; the message names it and says why.
         DataError: files that contradict each other or hold values that are not finite.
     """
-    folder = Path(folder)
+    folder = hub_folder(folder, ["adapter_config.json", WEIGHTS_NAME])
     config = _read_config(folder)
     kind = kind_of(config, str(folder))
     weights = folder / WEIGHTS_NAME

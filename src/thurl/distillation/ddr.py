@@ -25,6 +25,7 @@ from thurl.distillation.latent_stream import decode_latents, encode_latents
 from thurl.distillation.net_stream import decode_nets, encode_nets
 from thurl.distillation.range_coder import make_decoder, make_encoder
 from thurl.errors import DataError
+from thurl.hub.fetch import hub_file
 
 
 if TYPE_CHECKING:
@@ -216,10 +217,19 @@ def rate(dataset: CodedDataset) -> Rate:
 def inspect(path: str | os.PathLike[str], *, coder: str = "auto", max_bytes: int = MAX_BYTES) -> DdrFile:
     """Read a file and check all of it but the pictures.
 
+    Args:
+        path: also `owner/name`, a data set on the Hub, for its `data.ddr`.
+
     Raises:
         DataError: see `decode`; no such file, or not a file.
+        MissingRequirementError: the Hub does not give it.
     """
-    return decode(read_content(Path(path), max_bytes), str(path), coder=coder, max_bytes=max_bytes)
+    return decode(
+        read_content(hub_file(path, "data.ddr", repo_type="dataset"), max_bytes),
+        str(path),
+        coder=coder,
+        max_bytes=max_bytes,
+    )
 
 
 def read(path: str | os.PathLike[str], *, coder: str = "auto", max_bytes: int = MAX_BYTES) -> CodedDataset:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from thurl.distillation.ddr import DdrFile
 from thurl.errors import UsageError
+from thurl.hub.files import CARD
 from thurl.training.results import write_atomically
 
 
@@ -95,7 +96,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, license: str | None = None, name: str = "", repo_id: str = "USER/NAME"
+        self, folder: str | os.PathLike[str], *, license: str | None = None, name: str = "", **card: Any
     ) -> Path:
         """Write what is pushed: the file as `data.ddr`, the pictures as Parquet for viewers, and the card.
 
@@ -103,7 +104,7 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
             folder: made if need be.
             license: of the data, an identifier of the Hub such as `cc-by-4.0`; None: not said.
             name: headline of the card; the folder's name if empty.
-            repo_id: on the Hub, for the card.
+            card: further arguments of `thurl.distillation.dataset_card.dataset_card`.
 
         Raises:
             UsageError: `folder` is a file.
@@ -116,14 +117,14 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
         write_atomically(folder / "data.ddr", self._data)
         (folder / "data").mkdir(exist_ok=True)
         self.to_huggingface().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
-        card = dataset_card(self.coded, self.rate(), name=name or folder.name, license=license, repo_id=repo_id)
-        write_atomically(folder / "README.md", card)
+        headline = name or folder.resolve().name
+        write_atomically(folder / CARD, dataset_card(self.coded, self.rate(), name=headline, license=license, **card))
         return folder
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, license: str | None = None, token: str | None = None
     ) -> str:
-        """Upload the file, the pictures and the card as a data set of the Hub.
+        """Upload the file, the pictures and the card as a data set of the Hub (`thurl.hub.push.push_folder`).
 
         Args:
             repo_id: `user/name`; made if it is not there.
@@ -133,17 +134,22 @@ class DdrDataset(torch.utils.data.Dataset[tuple[Any, int]]):
 
         Returns:
             its address.
-        """
-        from huggingface_hub import HfApi
 
-        api = HfApi(token=token)
-        address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        Raises:
+            ThurlError: see `push_folder`.
+        """
+        from thurl.hub.push import Destination, push_folder
+
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, license=license, name=repo_id.rpartition("/")[2], repo_id=repo_id)
-            api.upload_folder(
-                repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message="Distilled data set"
+            self.save_pretrained(folder, license=license, name=repo_id.rpartition("/")[2])
+            pushed = push_folder(
+                Path(folder),
+                Destination(repo_id, private),
+                token=token,
+                message="Distilled data set",
+                again="call `push_to_hub` again",
             )
-        return str(address)
+        return pushed.url
 
 
 def png_bytes(image: torch.Tensor) -> bytes:

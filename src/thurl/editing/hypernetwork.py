@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from thurl.errors import DataError, UsageError
+from thurl.hub.fetch import hub_folder
 from thurl.vision_models.files import check_weights, from_pretrained, read_config
 
 
@@ -206,17 +207,21 @@ class MaskHypernetwork(PreTrainedModel):
         return (model, info) if with_info else model
 
 
-def load_hypernetwork(folder: Path, fingerprint: str, units: Sequence[str], force: bool = False) -> MaskHypernetwork:
-    """A hypernetwork from this machine for a base model, in evaluation mode.
+def load_hypernetwork(
+    folder: str | Path, fingerprint: str, units: Sequence[str], force: bool = False
+) -> MaskHypernetwork:
+    """A hypernetwork for a base model, in evaluation mode.
 
     Args:
+        folder: also the name of a repository on the Hub.
         fingerprint, units, force: see `MaskHypernetwork.require_base`.
 
     Raises:
-        MissingRequirementError: no such folder, or no safetensors in it.
+        MissingRequirementError: no such folder or repository, or no safetensors in it.
         DataError: broken weights, or fewer than the network has.
         UsageError: a model of another kind, or a network of another base model.
     """
+    folder = hub_folder(folder, ["config.json", "*.safetensors"])
     kind = read_config(folder).get("model_type")
     if kind != MaskHypernetworkConfig.model_type:
         raise UsageError(f"{folder}: holds a {kind}, not the hypernetwork of an edit")

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from transformers import PreTrainedConfig, TrainingArguments, set_seed
 
 from thurl.errors import DataError, UsageError
+from thurl.hub.files import CARD
 from thurl.iqa.afine.calibration import BoundedFit, fit_naturalness, moments
 from thurl.iqa.afine.config import AFineConfig
 from thurl.iqa.afine.evaluation import SCORES, AFineEvaluator, TestSet, evaluate_tests
@@ -25,7 +26,9 @@ from thurl.iqa.afine.triplet_pictures import ComparisonPictures, ScoredTriplets,
 from thurl.recipe.afine import AFineRecipe, rated, source_name
 from thurl.recipe.afine_data import AFineStudy, load_study
 from thurl.recipe.afine_report import write_report
+from thurl.recipe.hub import method_card
 from thurl.recipe.visualquality_r1_data import fingerprint
+from thurl.training.evaluation import EvaluationResults
 from thurl.training.model_card import MethodCard
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 from thurl.training.results import plain, write_atomically
@@ -115,10 +118,10 @@ def train_stages(recipe: AFineRecipe, study: AFineStudy, folder: Path, name: str
         previous = place
     if trainer is not None:
         trainer.save_model(str(folder))
-        if trainer.args.push_to_hub:
-            trainer.push_to_hub()
     elif previous is not None and PartialState().is_main_process:
         AFineStageModel.from_pretrained(previous).save_pretrained(folder)
+    if previous is not None and PartialState().is_main_process:
+        write_atomically(folder / CARD, (previous / CARD).read_text(encoding="utf-8"))
     done.seconds = time.perf_counter() - started
     return done
 
@@ -171,6 +174,9 @@ def _train(recipe: AFineRecipe, study: AFineStudy, stage: str, trainer: AFineTra
         entry["calibration"] = {"eta3": fit.eta3, "eta4": fit.eta4, "images": images}
         logger.info("Naturalness map: centre %.4f, width %.4f, from %d images", fit.eta3, fit.eta4, images)
     entry["tests"] = _test(recipe, study, trainer) if study.test else {}
+    for name, found in entry["tests"].items():
+        accuracy = {f"accuracy {quantity}": found["accuracy"][quantity]["all"] for quantity in SCORES}
+        trainer.evaluation_results[name] = EvaluationResults(accuracy)
     trainer.save_model(str(place))
     trainer.create_model_card()
     return entry
@@ -246,8 +252,6 @@ def _some(items: list[Any], count: int) -> list[Any]:
 
 def _arguments(recipe: AFineRecipe, stage: str, place: Path, *, last: bool) -> TrainingArguments:
     fields = {**recipe.stage_training(stage), "output_dir": str(place)}
-    if not last:
-        fields["push_to_hub"] = False
     resume = fields.get("resume_from_checkpoint")
     # A checkpoint named for one stage is none of the others, and none of the control.
     if resume not in (None, "auto") and Path(str(resume)).resolve().parent != place.resolve():
@@ -280,14 +284,15 @@ def _finished(place: Path, key: str) -> dict[str, Any] | None:
 
 
 def _card(recipe: AFineRecipe, stage: str) -> MethodCard:
-    return MethodCard(
+    return method_card(
+        recipe,
         name=f"A-FINE, stage {stage}",
         paper="Toward Generalized Image Quality Assessment: Relaxing the Perfect Reference Quality Assumption",
         paper_id="2503.11221",
-        license=recipe.hub.license,
-        tags=("image-quality-assessment", "afine", *recipe.hub.tags),
-        datasets=recipe.hub.datasets,
+        tags=("image-quality-assessment", "afine"),
         base_model=recipe.model.name_or_path,
+        relation="finetune",
+        loading='from thurl.iqa.afine import AFine\n\nmetric = AFine.from_pretrained("USER/NAME")',
         limits=(
             "Lower is better. The score is not symmetric: reference and test image cannot change places.",
             "Past a turning point of the adapter a less natural image gets a better score; the model flags it.",

@@ -16,7 +16,9 @@ from transformers import TrainerCallback, set_seed
 
 from thurl.recipe.answers_report import AnswersRun, write_report
 from thurl.recipe.answers_task import Evaluation, Task
+from thurl.recipe.language_cards import answers_card
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
+from thurl.training.model_card import write_model_card
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 from thurl.training.results import write_atomically
 from thurl.training.timing import phase
@@ -69,7 +71,7 @@ def run_recipe(
         # A checkpoint named for the run is not one of the control.
         resume = "auto" if args.resume_from_checkpoint else None
         folder = str(Path(args.output_dir) / "control")
-        control_args = arguments(output_dir=folder, push_to_hub=False, resume_from_checkpoint=resume)
+        control_args = arguments(output_dir=folder, resume_from_checkpoint=resume)
         control = train(
             recipe, task.shuffled(recipe.control.seed), control_args, model_path, trainers, fields, name="control"
         )
@@ -104,14 +106,11 @@ def train(
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     saved = time.perf_counter()
     trainer.save_model()
-    hub = recipe.hub
-    trainer.create_model_card(
-        model_name=Path(args.output_dir).name, dataset_name=", ".join(hub.datasets) or None, tags=list(hub.tags)
-    )
     after = task.evaluate(trainer.model, processing_class) if section is not None and section.after else None
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    tasks = {} if after is None else after.tasks
+    measured = {name: {key: found[key] for key in found if key != "n"} for name, found in tasks.items()}
+    write_model_card(trainer, answers_card(recipe), measured)
     history = watch.history if watch else []
     return AnswersRun(list(trainer.state.log_history), history, before, after, seconds, trainer.timing)
 

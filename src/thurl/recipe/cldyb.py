@@ -18,13 +18,14 @@ from thurl.recipe.cldyb_sections import (
     SearchSection,
 )
 from thurl.recipe.fields import Problem, usable_fields
+from thurl.recipe.hub import PUSH_FIELDS, hub_problems
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.sections import Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, Section, TrainingFields, raise_problems
 
 
 __all__ = ["CLDyBRecipe"]
 
-_TRAINING = ("output_dir", "seed", "use_cpu")
+_TRAINING = ("output_dir", "seed", "use_cpu", *PUSH_FIELDS)
 
 
 class CLDyBRecipe(Section):
@@ -48,6 +49,7 @@ class CLDyBRecipe(Section):
     baselines: CLDyBBaselinesSection = CLDyBBaselinesSection()
     replay: ReplaySection = ReplaySection()
     training: TrainingFields
+    hub: HubSection = HubSection()
     report: CLDyBReportSection = CLDyBReportSection()
 
     @classmethod
@@ -104,8 +106,8 @@ def _name_problems(path: tuple[str, ...], learners: Sequence[dict[str, Any]], ta
 
 
 def _training_problems(training: dict[str, Any], replay: Any) -> list[Problem]:
-    found: list[Problem] = []
     usable = usable_fields(training, CLDyBRecipe.training_schema)
+    found: list[Problem] = [(("training", *path), text) for path, text in hub_problems(usable)]
     if not training.get("output_dir"):
         found.append((("training", "output_dir"), "must name the folder of the run"))
     for name in training:

@@ -17,12 +17,15 @@ from thurl.continual.prefix_store import PrefixStore
 from thurl.continual.ranks import Ranks
 from thurl.continual.replay import replay_all
 from thurl.continual.search import Built
+from thurl.continual.sequence_card import sequence_card
 from thurl.continual.sequence_file import sequence_document, write_sequence
 from thurl.continual.session import find_sequence
+from thurl.hub.files import CARD
 from thurl.recipe.cldyb import CLDyBRecipe
 from thurl.recipe.cldyb_data import CLDyBStudy, load_study
 from thurl.recipe.cldyb_report import CLDyBOutcome, write_report
 from thurl.training.progress import quiet_libraries
+from thurl.training.results import write_atomically
 
 
 __all__ = ["benchmark", "run"]
@@ -63,7 +66,7 @@ def benchmark(recipe: CLDyBRecipe, folder: Path) -> CLDyBOutcome:
     alone = _individual(recipe, study, store, seed, ranks) if recipe.individual else {}
     tested, drawn = _tested(recipe, study, store, seed, found, others, alone)
     if ranks.rank == 0:
-        _write(folder, study, document, alone, tested)
+        _write(recipe, folder, study, document, alone, tested)
     return CLDyBOutcome(
         seed=seed,
         study=study,
@@ -133,13 +136,14 @@ def _tested(
 
 
 def _write(
+    recipe: CLDyBRecipe,
     folder: Path,
     study: CLDyBStudy,
     document: dict[str, Any],
     alone: Mapping[str, _Alone],
     tested: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Sequence files and their replays, as `thurl cldyb search` and `thurl cldyb replay` write them."""
+    """Sequence files and their replays, as `thurl cldyb search` and `thurl cldyb replay` write them, and the card."""
     sequences = {"search": document, **{name: entry.document for name, entry in alone.items()}}
     for name, one in sequences.items():
         end = "" if name == "search" else f"_{name}"
@@ -147,3 +151,13 @@ def _write(
         if name in tested:
             about = {"sequence": f"sequence{end}.json", "pool_hash": study.data.pool_hash}
             write_sequence(folder / f"replay{end}.json", {**about, "encoder": study.data.encoder, **tested[name]})
+    hub = recipe.hub
+    card = sequence_card(
+        document,
+        name=folder.resolve().name,
+        tested=tested.get("search"),
+        license=hub.license,
+        tags=hub.tags,
+        datasets=hub.datasets,
+    )
+    write_atomically(folder / CARD, card)

@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from thurl.recipe.coto_sft_run import AdapterSFTTrainer, build_trainer
 from thurl.recipe.coto_vlm import CoToVLMRecipe
+from thurl.recipe.language_cards import COTO
 from thurl.recipe.visualquality_r1_data import Study
 from thurl.recipe.visualquality_r1_report import Story
 from thurl.recipe.visualquality_r1_run import Way, run_way
@@ -57,4 +58,5 @@ SFT = Way(
     answer_trainer,
     _LOG_FIELDS,
     Story("Supervised fine-tuning on rated pictures", "by their ratings, written as answers", ("Loss", "loss")),
+    {**COTO, "name": "supervised fine-tuning on rated pictures"},
 )

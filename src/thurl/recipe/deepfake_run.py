@@ -24,9 +24,9 @@ from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.deepfake_data import FaceStudy, load_study
 from thurl.recipe.deepfake_model import build_model
 from thurl.recipe.deepfake_report import write_report
+from thurl.recipe.hub import method_card
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.method_trainer import MethodTrainer
-from thurl.training.model_card import MethodCard
 from thurl.training.optimizers import one_group_optimizer
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
@@ -44,14 +44,9 @@ _LOG_FIELDS = {
     "eval_region_auc": ("region AUC", ".3f"),
     "weights/local": ("weight of regions", ".3f"),
 }
-_CARD = MethodCard(
-    name="SJEDD",
-    paper="Semantics-Oriented Multitask Learning for DeepFake Detection: A Joint Embedding Approach",
-    paper_id="2408.16305",
-    limits=(
-        "Probabilities are about forgeries of the kinds trained on. A probability says how sure the model is, and is "
-        "no proof that a face is real or forged.",
-    ),
+_LIMITS = (
+    "Probabilities are about forgeries of the kinds trained on. A probability says how sure the model is, and is no "
+    "proof that a face is real or forged.",
 )
 _DRAWN = "Trained on drawn faces: it shows that the code works, and knows no photograph."
 
@@ -136,10 +131,7 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict
         unusable,
         seconds,
     )
-    record = write_report(recipe, args.seed, study, found, recipe_path, overrides)
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    return record
+    return write_report(recipe, args.seed, study, found, recipe_path, overrides)
 
 
 def training_arguments(recipe: Any, **changes: Any) -> TrainingArguments:
@@ -154,17 +146,20 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy, graph:
     transform = recipe.transform.model_dump()
     processor = FaceImageProcessor(**transform | {key: list(transform[key]) for key in ("image_mean", "image_std")})
     bilevel = recipe.bilevel
-    hub = recipe.hub
     sources = [*recipe.data.sources, *(recipe.evaluation.sources if recipe.evaluation else ())]
     drawn = (_DRAWN,) if any(source.format == "drawn" for source in sources) else ()
-    card = MethodCard(
-        name=_CARD.name,
-        paper=_CARD.paper,
-        paper_id=_CARD.paper_id,
-        license=hub.license,
-        tags=("face-forensics", "deepfake-detection", *hub.tags),
-        datasets=hub.datasets,
-        limits=(*_CARD.limits, *drawn),
+    card = method_card(
+        recipe,
+        name="SJEDD",
+        paper="Semantics-Oriented Multitask Learning for DeepFake Detection: A Joint Embedding Approach",
+        paper_id="2408.16305",
+        tags=("face-forensics", "deepfake-detection"),
+        task="image-classification",
+        loading=(
+            "from thurl.forensics.deepfake.loading import load_model, load_processor\n\n"
+            'model, processor = load_model("USER/NAME"), load_processor("USER/NAME")'
+        ),
+        limits=(*_LIMITS, *drawn),
     )
     trainer = MethodTrainer(
         model,

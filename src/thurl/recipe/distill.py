@@ -102,8 +102,6 @@ def _training_problems(training: dict[str, Any], sections: Mapping[str, Any]) ->
                 "load_best_model_at_end": "`choice` chooses, within the size; remove it",
             }[name]
             found.append((("training", name), message))
-    if training.get("push_to_hub") and not training.get("hub_model_id"):
-        found.append((("training", "hub_model_id"), "must name the data set to push to, `user/name`"))
     rate = sections.get("rate")
     if rate is not None and rate.lambdas and value["max_steps"] > 0:
         steps = sum(stage.steps for stage in rate.lambdas)

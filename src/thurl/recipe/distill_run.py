@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from thurl.distillation import ddr
-from thurl.distillation.dataset_card import dataset_card
 from thurl.distillation.evaluation import OTHER_LR, EvaluationConfig
 from thurl.distillation.joint import DistilledSet
 from thurl.recipe.distill import DistillRecipe
@@ -24,7 +23,6 @@ from thurl.recipe.distill_report import DistillOutcome, write_report
 from thurl.recipe.distill_stages import Distillation
 from thurl.training.checkpoints import last_whole_checkpoint
 from thurl.training.progress import quiet_libraries
-from thurl.training.results import write_atomically
 
 
 __all__ = ["FILE", "distil", "run"]
@@ -47,15 +45,7 @@ def run(recipe: DistillRecipe, *, recipe_path: str, overrides: Sequence[str] = (
     """
     quiet_libraries()
     outcome = distil(recipe)
-    record = write_report(recipe, outcome, recipe_path, overrides)
-    if recipe.training.get("push_to_hub"):
-        name = str(recipe.training["hub_model_id"])
-        private = recipe.training.get("hub_private_repo")
-        address = ddr.load(Path(recipe.training["output_dir"]) / FILE).push_to_hub(
-            name, private=private, license=recipe.hub.license
-        )
-        logger.info("Pushed as a data set: %s", address)
-    return record
+    return write_report(recipe, outcome, recipe_path, overrides)
 
 
 def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillOutcome:
@@ -88,8 +78,6 @@ def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillO
     chosen = choice.chosen.coded
     folder = Path(recipe.training["output_dir"])
     rate = ddr.write(chosen.dataset, folder / FILE)
-    card = dataset_card(chosen.dataset, rate.row(), name=folder.resolve().name, license=recipe.hub.license)
-    write_atomically(folder / "README.md", card)
     clock = time.perf_counter()
     shipped = ddr.load(folder / FILE)  # from here on, only what the file gives
     decode_seconds = time.perf_counter() - clock
@@ -100,6 +88,14 @@ def distil(recipe: DistillRecipe, study: DistillStudy | None = None) -> DistillO
         if candidate.name in ("joint", "warm_up") and candidate is not choice.chosen
     }
     tests[choice.chosen.name] = _test(recipe, study, config, shipped.images, shipped.labels, work.device)
+    hub, network = recipe.hub, config.network.name
+    shipped.save_pretrained(
+        folder,
+        license=hub.license,
+        tags=hub.tags,
+        datasets=hub.datasets,
+        results={f"test accuracy of {network}": tests[choice.chosen.name]["mean"]},
+    )
     return DistillOutcome(
         seed=work.seed,
         study=study,

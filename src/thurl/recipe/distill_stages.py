@@ -29,6 +29,7 @@ from thurl.recipe.distill import DistillRecipe
 from thurl.recipe.distill_coding import Coded, code
 from thurl.recipe.distill_data import DistillStudy, build_utility, codec_config
 from thurl.recipe.distill_state import finish, finished_stage, stage_key
+from thurl.recipe.hub import method_card
 from thurl.training.model_card import MethodCard
 from thurl.training.progress import ProgressLines, quiet_trainer
 
@@ -297,7 +298,7 @@ class Distillation:
         return replace(control, **{name: value for name, value in options.items() if value is not None})
 
     def _arguments(self, place: Path, changes: dict[str, Any]) -> TrainingArguments:
-        fields = {**self.recipe.training, "push_to_hub": False, "output_dir": str(place), **changes}
+        fields = {**self.recipe.training, "output_dir": str(place), **changes}
         return TrainingArguments(**fields)
 
     def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -305,14 +306,12 @@ class Distillation:
         return torch.tensor(train.mean), torch.tensor(train.std)
 
     def _card(self) -> MethodCard:
-        hub = self.recipe.hub
-        return MethodCard(
+        return method_card(
+            self.recipe,
             name="rate-utility dataset distillation",
             paper="Dataset Distillation as Data Compression: A Rate-Utility Perspective",
             paper_id="2507.17221",
-            license=hub.license,
-            tags=("dataset-distillation", *hub.tags),
-            datasets=hub.datasets,
+            tags=("dataset-distillation",),
             limits=("The state of a training run; the data set itself is the `.ddr` file.",),
         )
 

@@ -27,8 +27,8 @@ from thurl.editing.units import resolve_ffn
 from thurl.recipe.edit_vit import EditViTRecipe
 from thurl.recipe.edit_vit_edits import Failures, benchmark_failures, digit_failures, edit_failures
 from thurl.recipe.edit_vit_report import write_report
+from thurl.recipe.hub import method_card
 from thurl.training.method_trainer import MethodTrainer
-from thurl.training.model_card import MethodCard
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
 
@@ -80,8 +80,6 @@ def run(recipe: EditViTRecipe, *, recipe_path: str, overrides: Sequence[str] = (
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
     ended = time.perf_counter()
     if not PartialState().is_main_process:
         return {"seed": args.seed}
@@ -149,13 +147,18 @@ def build_trainer(recipe: EditViTRecipe, args: TrainingArguments, base: Base) ->
     model = hypernetwork_for(
         base.classifier, base_model=base.name, meta_training=asdict(meta), **recipe.hypernetwork.model_dump()
     )
-    card = MethodCard(
+    card = method_card(
+        recipe,
         name="hypernetwork that says where to edit a vision transformer",
         paper="Learning Where to Edit Vision Transformers",
         paper_id="2411.01948",
-        license=recipe.hub.license,
-        tags=recipe.hub.tags,
-        datasets=recipe.hub.datasets,
+        tags=("model-editing",),
+        task="image-classification",
+        base_model=base.name,
+        loading=(
+            "from thurl.editing.hypernetwork import MaskHypernetwork\n\n"
+            'network = MaskHypernetwork.from_pretrained("USER/NAME")  # or: thurl edit run --hypernetwork USER/NAME'
+        ),
         limits=(
             f"Its masks mean something for one base model alone: {Path(base.name).name}.",
             "It was trained on pictures with pasted rectangles, not on real failures.",

@@ -28,9 +28,9 @@ from thurl.forensics.processing import FaceImageProcessor
 from thurl.recipe.exif_data import FaceStudy, load_study, shuffled
 from thurl.recipe.exif_detection import DETECTOR_FILE, detect
 from thurl.recipe.exif_report import FaceRun, write_report
+from thurl.recipe.hub import method_card
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.method_trainer import MethodTrainer
-from thurl.training.model_card import MethodCard
 from thurl.training.optimizers import one_group_optimizer
 from thurl.training.progress import ProgressLines, quiet_libraries, quiet_trainer
 
@@ -98,7 +98,7 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = (), shuffle
         # A checkpoint named for the run is not one of the control.
         resume = "auto" if args.resume_from_checkpoint else None
         folder = str(Path(args.output_dir) / "control")
-        changes = {"output_dir": folder, "push_to_hub": False, "resume_from_checkpoint": resume, **control_changes}
+        changes = {"output_dir": folder, "resume_from_checkpoint": resume, **control_changes}
         control_args = training_arguments(recipe, **changes)
         control = train(recipe, control_args, shuffled(study, recipe.control.seed), name="control")
     if not PartialState().is_main_process:
@@ -107,10 +107,7 @@ def run(recipe: Any, *, recipe_path: str, overrides: Sequence[str] = (), shuffle
     if control is not None:
         control = _with_detection(recipe, study, control, before=False)
     main.seconds.update(data=data_seconds, total=time.perf_counter() - started)
-    record = write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
-    if args.push_to_hub:
-        main.trainer.push_to_hub()
-    return record
+    return write_report(recipe, args.seed, study, main, control, recipe_path, overrides)
 
 
 def training_arguments(recipe: Any, **changes: Any) -> TrainingArguments:
@@ -151,14 +148,17 @@ def build_trainer(recipe: Any, args: TrainingArguments, study: FaceStudy) -> Met
     outer = bilevel is not None and bilevel.outer == "held_out"
     title, paper, paper_id = _PAPERS[recipe.method]
     simulated = recipe.data.source.format == "simulated"
-    hub = recipe.hub
-    card = MethodCard(
+    card = method_card(
+        recipe,
         name=title,
         paper=paper,
         paper_id=paper_id,
-        license=hub.license,
-        tags=("face-forensics", "one-class", *hub.tags),
-        datasets=hub.datasets,
+        tags=("face-forensics", "one-class"),
+        task="image-classification",
+        loading=(
+            "from thurl.forensics.exif import FaceDetector\n\n"
+            f'detector = FaceDetector.from_pretrained("USER/NAME", "USER/NAME")  # the encoder and {DETECTOR_FILE}'
+        ),
         limits=(*_LIMITS, _SIMULATED) if simulated else _LIMITS,
     )
     trainer = MethodTrainer(

@@ -19,6 +19,7 @@ from thurl.iqa.face_restoration.similarity import psnr, ssim
 from thurl.recipe.face_restoration import BundledPhotosSource, FaceRestorationRecipe
 from thurl.recipe.face_restoration_losses import load_critics
 from thurl.recipe.face_restoration_report import RestorationRun, write_report
+from thurl.recipe.hub import method_card
 from thurl.restoration.cleanup import clean_up
 from thurl.restoration.config import RestorationConfig
 from thurl.restoration.dataset import RestorationPairs
@@ -27,7 +28,6 @@ from thurl.restoration.model import RestorationModel
 from thurl.restoration.processing import RestorationImageProcessor
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
 from thurl.training.method_trainer import MethodTrainer
-from thurl.training.model_card import MethodCard
 from thurl.training.picture_page import PictureRow
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 
@@ -98,7 +98,6 @@ def run(recipe: FaceRestorationRecipe, *, recipe_path: str, overrides: Sequence[
         # A checkpoint named for the run is not one of the control.
         changes: dict[str, Any] = {
             "output_dir": str(Path(args.output_dir) / "control"),
-            "push_to_hub": False,
             "resume_from_checkpoint": "auto" if args.resume_from_checkpoint else None,
         }
         if recipe.control.max_steps is not None:
@@ -187,12 +186,14 @@ def build_trainer(
 ) -> MethodTrainer:
     """The trainer of the recipe; the network's first weights follow `training.seed`."""
     set_seed(args.seed)
-    data, hub = recipe.data, recipe.hub
-    card = MethodCard(
+    data = recipe.data
+    card = method_card(
+        recipe,
         name="blind restoration baseline",
-        license=hub.license,
-        tags=("image-restoration", *hub.tags),
-        datasets=hub.datasets,
+        tags=("image-restoration",),
+        task="image-to-image",
+        base_model=recipe.model.name_or_path,
+        loading='from thurl.restoration.restorer import Restorer\n\nrestorer = Restorer.from_pretrained("USER/NAME")',
         limits=(
             "Trained on synthetic degradations; real ones may differ.",
             "A network trained on distances to the clean picture returns what is common to all pictures that fit the "
@@ -238,8 +239,6 @@ def train(
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
     trainer.save_model()
     trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return RestorationRun(list(trainer.state.log_history), before, after, seconds, trainer.timing, pictures)
 
 

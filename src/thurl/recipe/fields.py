@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thurl.messages import closest, nearest, shown
+from thurl.recipe.hub import hub_problems
 from thurl.recipe.schemas import load_schema
 
 
@@ -48,6 +49,8 @@ _REFUSED = {
     "model_init_kwargs": "set `model.dtype`, `model.attn_implementation`, `model.revision` instead",
     "reward_weights": "set `reward.accuracy_weight` and `reward.format_weight` instead",
     "auto_find_batch_size": "GRPO needs whole groups in every batch; lower `per_device_train_batch_size` instead",
+    "hub_strategy": "a run is pushed once, when it is finished; checkpoints go with `thurl push RUN/checkpoint-N`",
+    "hub_always_push": "a run is pushed once, when it is finished",
     "hub_token": "a recipe is no place for a secret; run `hf auth login` or set HF_TOKEN instead",
     "use_transformers_paged": "deprecated upstream; use `use_transformers_continuous_batching`",
     "vllm_importance_sampling_cap": "deprecated upstream; use `vllm_importance_sampling_clip_max`",
@@ -279,7 +282,7 @@ def method_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _trainer_problems(get: Callable[[str], Any]) -> list[Problem]:
     """Combinations of the fields that every trainer has."""
-    problems: list[Problem] = []
+    problems: list[Problem] = list(hub_problems({name: get(name) for name in ("push_to_hub", "hub_model_id")}))
 
     def report(name: str, message: str) -> None:
         problems.append(((name,), message))

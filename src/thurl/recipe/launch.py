@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from thurl.errors import MissingRequirementError, ThurlError, UsageError
+from thurl.hub.secrets import hide_secrets, without_secrets
 
 
 __all__ = ["Arguments", "launch", "parse_arguments", "run_recipe"]
@@ -81,7 +82,7 @@ def run_recipe(path: str, arguments: Sequence[str] = ()) -> int:
 
     Returns:
         exit code: 0 ok, 1 failure, 2 wrong recipe or argument, 3 something needed is missing, 130 interrupted,
-            143 stopped by SIGTERM after a checkpoint was written.
+            4 done but not pushed to the Hub, 143 stopped by SIGTERM after a checkpoint was written.
     """
     debug = "--debug" in arguments
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
@@ -118,18 +119,21 @@ def _prepare(path: str, parsed: Arguments):  # noqa: ANN202 - the type would nee
 
 
 def _run(loaded, path: str, parsed: Arguments) -> int:  # noqa: ANN001
+    from thurl.recipe.hub import finish, without_push
     from thurl.recipe.methods import METHODS, load_attribute
 
     try:
         run = load_attribute(METHODS[loaded.recipe.method].run)
-        run(loaded.recipe, recipe_path=path, overrides=list(parsed.overrides))
+        run(without_push(loaded.recipe), recipe_path=path, overrides=list(parsed.overrides))
+        _leave_process_group()  # the others need not wait for a push
+        if os.environ.get("RANK", "0") == "0":
+            finish(loaded.recipe)
     except ThurlError as error:  # may concern this process alone (its share of the pictures), so each one speaks
         _report(error, path, parsed.debug, rank=os.environ.get("RANK"))
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    _leave_process_group()
     return 0
 
 
@@ -142,9 +146,10 @@ def _leave_process_group() -> None:
 
 def _report(error: ThurlError, path: str, debug: bool, rank: str | None = None) -> None:
     if debug:
-        traceback.print_exception(error)
-    problems = list(getattr(error, "problems", [str(error)]))
-    kind = {2: "cannot be used", 3: "lacks something", 143: "was stopped"}.get(error.exit_code, "failed")
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+    problems = [without_secrets(line) for line in getattr(error, "problems", [str(error)])]
+    kinds = {2: "cannot be used", 3: "lacks something", 4: "ran but was not pushed", 143: "was stopped"}
+    kind = kinds.get(error.exit_code, "failed")
     who = f"[rank {rank}] " if rank else ""
     count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
     sys.stderr.write(f"{who}{path} {kind}{count}:\n" + "".join(f"  {line}\n" for line in problems))
@@ -156,3 +161,4 @@ def _set_up_logging(debug: bool, speaks: bool) -> None:
     logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, format="%(message)s")
     logging.getLogger("thurl").setLevel(level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    hide_secrets()

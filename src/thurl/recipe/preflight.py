@@ -16,6 +16,7 @@ from typing import Any
 
 from thurl.errors import MissingRequirementError, UsageError
 from thurl.recipe.fields import field_value, process_count
+from thurl.recipe.hub import missing_login
 from thurl.recipe.sections import LabelsSource
 from thurl.recipe.validate import LoadedRecipe
 
@@ -53,6 +54,7 @@ def missing_requirements(loaded: LoadedRecipe) -> list[str]:
         *(_data(loaded) if own is None else own()),
         *_packages(recipe, training),
         *_devices(recipe, training),
+        *missing_login(training),
     ]
     # Of no use to somebody who has no GPU: only what stands in the way of a run that has everything.
     if not missing and training.get("deepspeed") and "RANK" not in os.environ:

@@ -386,6 +386,8 @@ class HubSection(Section):
     license: str | None = None
     tags: _tuple_of(str) = ()  # type: ignore[valid-type]
     datasets: _tuple_of(str) = ()  # type: ignore[valid-type]
+    base_model: str | None = None
+    """Name on the Hub, where the run starts from a folder."""
 
 
 class ReportSection(Section):

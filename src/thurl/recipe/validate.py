@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from thurl.data.labels import LABEL_FORMATS
 from thurl.errors import UsageError
+from thurl.hub.secrets import without_secrets
 from thurl.messages import closest, nearest, printable, shown
 from thurl.recipe.document import Document, Location, find_file, read_document
 from thurl.recipe.fields import Problem
@@ -107,7 +108,7 @@ def _order(document: Document) -> Any:
 
 
 def _message(document: Document, path: tuple[str | int, ...], text: str) -> str:
-    return printable(f"{document.where(path)}: {'.'.join(map(str, path))}: {text}")
+    return printable(without_secrets(f"{document.where(path)}: {'.'.join(map(str, path))}: {text}"))
 
 
 # --- sections ---------------------------------------------------------------------------------------------------

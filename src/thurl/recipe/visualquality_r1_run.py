@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from thurl.data.records import RatedImage
 from thurl.recipe.adapters import peft_config
+from thurl.recipe.language_cards import VISUALQUALITY_R1, quality_card, quality_metrics
 from thurl.recipe.plan import warn_before_start
 from thurl.recipe.start import built_once
 from thurl.recipe.visualquality_r1 import VisualQualityR1Recipe, prompt_preset
@@ -33,6 +34,7 @@ from thurl.rl.rewards import RankRewardOptions
 from thurl.rl.rollouts import RolloutOptions
 from thurl.rl.trainer import RankGRPOConfig, RankGRPOTrainer, freeze_parameters
 from thurl.training.deepspeed_cpu import prepare_deepspeed_on_cpu
+from thurl.training.model_card import write_model_card
 from thurl.training.progress import ProgressLines, SaveBeside, quiet_libraries, quiet_trainer
 from thurl.training.sharded import whole_parameters
 
@@ -58,13 +60,15 @@ class Way:
     """What GRPO and supervised fine-tuning on rated pictures do not share.
 
     `arguments` makes the trainer's configuration of a recipe (keyword arguments win), `trainer` the trainer of recipe,
-    configuration, study, model, processor and prompt. `log_fields`: what is printed while it trains.
+    configuration, study, model, processor and prompt. `log_fields`: what is printed while it trains. `card`: name and
+    paper for the model card.
     """
 
     arguments: Callable[..., Any]
     trainer: Callable[..., Any]
     log_fields: dict[str, tuple[str, str]]
     story: Story = Story()
+    card: Mapping[str, Any] = field(default_factory=lambda: VISUALQUALITY_R1)
 
 
 def run(recipe: VisualQualityR1Recipe, *, recipe_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -101,9 +105,7 @@ def run_way(way: Way, recipe: Any, recipe_path: str, overrides: Sequence[str] = 
         shuffled = replace(study, train=shuffle_mos(study.train, recipe.control.seed))
         # A checkpoint named for the run is not one of the control.
         resume = "auto" if args.resume_from_checkpoint else None
-        control_args = way.arguments(
-            recipe, output_dir=str(folder / "control"), push_to_hub=False, resume_from_checkpoint=resume
-        )
+        control_args = way.arguments(recipe, output_dir=str(folder / "control"), resume_from_checkpoint=resume)
         control = train(recipe, control_args, shuffled, model_path, name="control", way=way)
     return write_report(recipe, args.seed, study, main, control, recipe_path, overrides, way.story)
 
@@ -168,10 +170,9 @@ def train(recipe: Any, args: Any, study: Study, model_path: str, name: str = "",
         save_prompt(args.output_dir, preset)
     after = test.evaluate(trainer.model) if test and section.after else None
     seconds = {"training": saved - began, "evaluation": began - clock + time.perf_counter() - saved}
+    write_model_card(trainer, quality_card(recipe, way.card), quality_metrics(after))
     if getattr(trainer, "weight_sync", None) is not None:
         trainer.weight_sync.close()  # the control run builds an engine of its own
-    if args.push_to_hub:
-        trainer.push_to_hub()
     log, validation = list(trainer.state.log_history), watch.history if watch else []
     return TrainedRun(log, validation, before, after, seconds, trainer.timing)
 

@@ -7,16 +7,16 @@ numbers in that place.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from thurl.errors import DataError, MissingRequirementError
+from thurl.hub.adapters import adapter_folder, base_of
 
 
-__all__ = ["is_adapter_folder", "load_vision_language_model", "local_folder", "weights_fingerprint"]
+__all__ = ["load_vision_language_model", "local_folder", "weights_fingerprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
             "tokenizer and processor files), an adapter folder, or the name of a Hub repository"
         )
     return None
-
-
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether `folder` holds a PEFT adapter and no whole model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -74,7 +69,7 @@ def load_vision_language_model(
     """Load model and processor with the Auto classes; key layouts from before transformers 5 load as well.
 
     Args:
-        name_or_path: folder, Hub repository, or PEFT adapter folder (the base model it names is loaded first).
+        name_or_path: folder, Hub repository, or either with a PEFT adapter (the base model it names is loaded first).
         dtype: "auto" (as saved), a torch dtype or its name.
         base_model: base of an adapter, when the one named in its configuration has moved.
         revision: commit, tag or branch of a Hub repository.
@@ -89,9 +84,10 @@ def load_vision_language_model(
         DataError: parameters without a value in the checkpoint, or of another shape.
     """
     folder = local_folder(name_or_path)
-    if folder is not None and is_adapter_folder(folder):
+    adapter = adapter_folder(os.fspath(name_or_path), revision=revision)
+    if adapter is not None:
         return _load_adapter(
-            folder,
+            adapter,
             dtype=dtype,
             base_model=base_model,
             attn_implementation=attn_implementation,
@@ -178,16 +174,7 @@ def _load_processor(source: str, *, hub: dict[str, Any], min_pixels: int | None,
 def _load_adapter(folder: Path, *, dtype: Any, base_model: str | None, attn_implementation: str | None, **pixels: Any):
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise MissingRequirementError(f"adapter folder {folder} has no adapter_model.safetensors: save it again")
-    try:
-        base = base_model or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{folder / 'adapter_config.json'} is not readable ({error}): save the adapter again"
-        ) from None
-    if not base:
-        raise DataError(f"{folder / 'adapter_config.json'} names no base model: pass `base_model`")
+    base = base_of(folder, base_model)
     try:
         base_folder = local_folder(base)
         source = str(base_folder) if base_folder is not None else base

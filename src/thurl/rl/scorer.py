@@ -31,9 +31,10 @@ import torch
 from thurl.data.images import ImageError, open_image
 from thurl.data.records import RatedImage
 from thurl.errors import DataError, UsageError
+from thurl.hub.fetch import snapshot
 from thurl.rl.decoding import Decoding, QualityScore, failed_score, make_decoding, read_answer, summarise_answers
 from thurl.rl.expected import NEGLIGIBLE, OPENING, expected_score, find_answer_tokens
-from thurl.rl.prompts import PRESETS, PromptPreset, load_prompt
+from thurl.rl.prompts import PRESETS, PROMPT_FILE, PromptPreset, load_prompt
 from thurl.rl.seeded import ForcedTokens, SeededSampling, image_digest, sample_key
 
 
@@ -127,7 +128,7 @@ class QualityScorer:
         )
         folder = local_folder(name_or_path)
         if chosen is None:
-            chosen = load_prompt(folder) if folder is not None else None
+            chosen = load_prompt(folder or snapshot(os.fspath(name_or_path), [PROMPT_FILE], revision=revision))
         if chosen is None:
             base = os.path.basename(os.fspath(name_or_path).rstrip("/\\"))
             chosen = PRESETS["official" if base.startswith(_OFFICIAL_NAME) else "thurl"]

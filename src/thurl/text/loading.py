@@ -1,10 +1,12 @@
-"""Loading a causal language model and its tokenizer: a folder or the name of a Hub repository, safetensors only."""
+"""Loading a causal language model and its tokenizer: a folder or the name of a Hub repository, or an adapter;
+safetensors only."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from thurl.errors import DataError, MissingRequirementError
+from thurl.hub.adapters import adapter_folder, base_of
 
 
 __all__ = ["load_language_model"]
@@ -14,10 +16,15 @@ def load_language_model(
     name_or_path: str,
     *,
     dtype: str = "auto",
+    base_model: str | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
     """Model in evaluation mode and tokenizer, padding on the left; one without a padding token takes its end token.
+
+    Args:
+        name_or_path: folder, Hub repository, or either with a PEFT adapter (the base model it names is loaded first).
+        base_model: base of an adapter, when it names none or it has moved.
 
     Raises:
         MissingRequirementError: weights or tokenizer cannot be found.
@@ -25,6 +32,13 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    adapter = adapter_folder(name_or_path, revision=revision)
+    if adapter is not None:
+        from peft import PeftModel
+
+        base = base_of(adapter, base_model)
+        model, tokenizer = load_language_model(base, dtype=dtype, attn_implementation=attn_implementation)
+        return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation

@@ -12,10 +12,8 @@ fills the last batch of an epoch up with rows from its beginning where the rows 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +28,8 @@ from thurl.training.evaluation import EvaluationResults, Evaluator
 from thurl.training.exact_resume import ExactResumeTrainer
 from thurl.training.grouped_sampler import GroupedSampler
 from thurl.training.method_output import MethodOutput
-from thurl.training.model_card import MethodCard, model_card, training_settings
+from thurl.training.model_card import MethodCard, write_model_card
 from thurl.training.outer_batches import OuterBatches
-from thurl.training.results import environment, write_atomically
 from thurl.training.term_log import TermLog
 from thurl.training.timed_trainer import TimedTrainer
 from thurl.training.timing import phase
@@ -410,24 +407,15 @@ class MethodTrainer(TimedTrainer, ExactResumeTrainer):
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write README.md into the output folder (first process); `kwargs`: fields of `MethodCard` to replace."""
-        if not self.is_world_process_zero():
-            return
         known = {name: value for name, value in kwargs.items() if value is not None and name in _CARD_FIELDS}
-        metrics = {
-            f"{prefix} {name}": value
-            for prefix, results in self.evaluation_results.items()
-            for name, value in results.metrics.items()
-        }
-        bilevel = {} if self._bilevel is None else self._bilevel.config.plain()
-        text = model_card(
+        write_model_card(
+            self,
             replace(self.card, **known),
-            model_name=model_name or Path(str(self.args.output_dir)).name,
-            settings=training_settings(self.args, self.state.global_step, bilevel),
-            metrics=metrics,
+            {prefix: results.metrics for prefix, results in self.evaluation_results.items()},
+            model_name=model_name,
             weights=self.term_weights,
-            versions=environment()["versions"],
+            bilevel={} if self._bilevel is None else self._bilevel.config.plain(),
         )
-        write_atomically(os.path.join(str(self.args.output_dir), "README.md"), text)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.create_model_card()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from thurl.errors import DataError, MissingRequirementError
+from thurl.hub.fetch import snapshot
 
 
 __all__ = ["check_weights", "first_line", "from_pretrained", "model_folder", "quiet", "read_config"]
@@ -50,16 +51,7 @@ def model_folder(text: str) -> Path:
         raise MissingRequirementError(
             f"{text}: no model there; give the folder of one, {TIMM_PREFIX}NAME, or an owner/name of the Hub"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    # Anything from a wrong name to a broken connection; the library's own message says which.
-    except Exception as error:
-        raise MissingRequirementError(
-            f"{text}: no model there, and the Hub does not give {name!r}: {first_line(error)}. Check the name, or "
-            f"download it on a machine with network (`hf download {name} --local-dir FOLDER`) and give the folder"
-        ) from error
+    return snapshot(name, _FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from thurl.forensics.exif.config import FaceHeadConfig
 from thurl.forensics.exif.encoder import ExifEncoder, encoder_fingerprint
 from thurl.forensics.exif.head import FaceHead
 from thurl.forensics.exif.mixture import Mixture
+from thurl.hub.fetch import hub_file
 from thurl.messages import nearest
 
 
@@ -208,7 +209,7 @@ def load_detector(path: str | os.PathLike[str], *, encoder: ExifEncoder | None =
     """Read a detector and check it.
 
     Args:
-        path: file that `save_detector` wrote.
+        path: file that `save_detector` wrote, or `owner/name` on the Hub, for its `detector.safetensors`.
         encoder: compared with the one the detector was made with.
 
     Raises:
@@ -217,6 +218,7 @@ def load_detector(path: str | os.PathLike[str], *, encoder: ExifEncoder | None =
             another shape or dtype or not finite, a mixture that is no density, thresholds that do not follow from the
             calibration scores, or another encoder.
     """
+    path = hub_file(path, "detector.safetensors")
     if not os.path.isfile(path):
         raise MissingRequirementError(f"{path}: no such detector file; fit one first")
     try:
