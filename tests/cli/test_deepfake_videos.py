@@ -117,6 +117,11 @@ def test_crop_cuts_videos_of_a_manifest(tmp_path):
     thurl("crop", tmp_path / "videos.jsonl", "--manifest", "--output", tmp_path / "faces", "--frames", 2)
     items = read_manifest(tmp_path / "faces" / "manifest.jsonl", GRAPH)
     assert [(item.fake, item.video, item.frame) for item in items] == [(0, "id1_0007", 0), (0, "id1_0007", 4)]
+    # Frames lie in a temporary folder, whose name would say nothing.
+    (tmp_path / "videos.jsonl").write_text(json.dumps(rows[0] | {"box": [500, 500, 540, 540]}) + "\n")
+    again = ("crop", tmp_path / "videos.jsonl", "--manifest", "--frames", 2, "--output", tmp_path / "none")
+    said = thurl(*again, code=1).stderr
+    assert "id1_0007, frame 0" in said and "frames/000000" not in said
 
 
 def test_celebdf_list_has_one_for_real(tmp_path):

@@ -68,13 +68,15 @@ def crop(
     finder = CascadeDetector() if detector == "cascade" else None
     files = [item for item in items if item.path.lower().endswith(VIDEO_ENDINGS)]
     lost: dict[str, str] = {}
+    called: dict[str, str] = {}
     # Whole frames of a video are needed once only.
     with tempfile.TemporaryDirectory(prefix="thurl-frames-") as place:
         pictures = [item for item in items if not item.path.lower().endswith(VIDEO_ENDINGS)]
         if files:
             cut, lost = cut_videos(files, Path(place) / "frames", frames=frames)
             pictures += cut
-        made = crop_faces(pictures, output, labels, size=size, scale=scale, detector=finder)
+            called = {item.path: f"{item.video}, frame {item.frame}" for item in cut}
+        made = crop_faces(pictures, output, labels, size=size, scale=scale, detector=finder, called=called)
     dropped = lost | dict(made.dropped)
     say_bad(list(dropped.values()))
     if as_json:

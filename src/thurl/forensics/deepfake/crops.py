@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,7 @@ def crop_faces(
     size: int = CROP_SIZE,
     scale: float = CROP_SCALE,
     detector: FaceDetector | None = None,
+    called: Mapping[str, str] = MappingProxyType({}),
 ) -> CroppedFaces:
     """Crops of whole frames, written as a data set with their landmarks, masks and `manifest.jsonl`.
 
@@ -109,6 +111,7 @@ def crop_faces(
         size: side of aligned crops in pixels.
         scale: side of the crop over that of the face.
         detector: see `thurl.forensics.faces.FaceDetector`, such as its `CascadeDetector`.
+        called: what messages call a picture, by its path, where that says nothing: a video and a number of a frame.
 
     Raises:
         UsageError: a folder that holds something, or a size below 32 pixels.
@@ -123,8 +126,9 @@ def crop_faces(
         try:
             crop = _cropped(item, size, scale, detector)
         except (DataError, ValueError) as error:
-            text = str(error)
-            dropped[item.path] = text if item.path in text else f"{item.where}: {text}"
+            name, text = called.get(item.path, item.path), str(error)
+            text = text if item.path in text else f"{item.where}: {text}"
+            dropped[name] = text.replace(item.path, name)
             continue
         # A thousand files per folder at most.
         name = f"{len(crops) // 1000:04d}/{len(crops) % 1000:03d}"
