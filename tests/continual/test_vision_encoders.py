@@ -238,7 +238,8 @@ def test_without_the_hub_its_names_say_what_is_missing(monkeypatch, tmp_path):
 def test_files_of_the_hub_are_a_folder_like_any_other(saved, monkeypatch):
     asked = []
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, repo_type, revision):
+        assert repo_type == "model" and revision is None
         asked.append((name, allow_patterns))
         return str(saved["timm"][0])
 
