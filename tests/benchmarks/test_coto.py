@@ -223,6 +223,7 @@ def test_every_variant_is_a_setting_of_its_own():
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_end_to_end_and_on_from_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     network, training, questions, measures = (part(n) for n in ("network", "training", "questions", "measures"))
     whole = network.digits(0)

@@ -11,6 +11,7 @@ from thurl.rl.timed_rollouts import TimedRollouts
 FILE = Path(__file__).parents[2] / "benchmarks" / "grpo.py"
 
 
+@pytest.mark.slow
 def test_one_shape_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(FILE.parent))  # as when it is run as a program
     spec = importlib.util.spec_from_file_location("grpo_benchmark", FILE)

@@ -87,6 +87,7 @@ def test_mnist_files(benchmark, tmp_path):
     assert not torch.equal(benchmark.mnist(tmp_path, 4).test_labels, data.test_labels)
 
 
+@pytest.mark.slow
 def test_a_toy_run(benchmark, tmp_path):
     logging.getLogger("thurl.editing.edit").setLevel(logging.ERROR)
     data = load_digit_pictures(0)

@@ -242,6 +242,7 @@ PREFIX = {"prefix_sharing": "on"}
 ACCUMULATION = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 10}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_zero3_and_shared_prefixes(folder, tmp_path):
     """DeepSpeed's own files are part of the checkpoint: damage to one of them is found."""
