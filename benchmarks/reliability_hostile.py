@@ -25,7 +25,7 @@ def _refused(read: Callable[[], Any]) -> None:
 
 
 def yaml_aliases(folder: Path) -> None:
-    """Nine levels of nine: a text of a few hundred bytes that unfolds to a third of a thousand million."""
+    """Ten levels of nine: a text of a few hundred bytes that unfolds to three thousand million entries."""
     from thurl.recipe.validate import load_recipe
 
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
