@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-__all__ = ["DataError", "MissingRequirementError", "PushError", "StoppedError", "ThurlError", "UsageError"]
+__all__ = [
+    "DataError",
+    "DivergedError",
+    "MissingRequirementError",
+    "PushError",
+    "StoppedError",
+    "ThurlError",
+    "UsageError",
+]
 
 
 class ThurlError(Exception):
@@ -19,6 +27,10 @@ class ThurlError(Exception):
 
 class DataError(ThurlError):
     """Input data that cannot be used: a corrupt picture, a label that is not a number, an empty set."""
+
+
+class DivergedError(ThurlError):
+    """Loss or weights of a training are NaN or infinite; exit code 1."""
 
 
 class PushError(ThurlError):

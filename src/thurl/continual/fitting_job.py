@@ -78,6 +78,8 @@ class _Job(MethodTrainer):
     """The shared trainer without what only a long run needs: a norm of the gradients for its log, an answer to
     SIGTERM (a killed search goes on from what was kept), accelerate's loader."""
 
+    stops_at_nan = False  # the learner says which task it was
+
     def __init__(
         self,
         model: nn.Module,

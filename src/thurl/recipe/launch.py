@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from thurl.errors import MissingRequirementError, ThurlError, UsageError
+from thurl.full_disk import full_disk_problem
 from thurl.hub.secrets import hide_secrets, without_secrets
 
 
@@ -131,6 +132,18 @@ def _run(loaded, path: str, parsed: Arguments) -> int:  # noqa: ANN001
     except ThurlError as error:  # may concern this process alone (its share of the pictures), so each one speaks
         _report(error, path, parsed.debug, rank=os.environ.get("RANK"))
         return error.exit_code
+    except Exception as error:
+        # The last of what the whole program writes may be the one for which there is no room, from any library.
+        problem = full_disk_problem(error, str(loaded.recipe.training.get("output_dir", ".")))
+        if problem is None:
+            raise
+        stopped = ThurlError(
+            f"{problem}. Checkpoints are as they were. Make room and start the same command again, with "
+            "`training.resume_from_checkpoint=auto` to go on from the last one."
+        )
+        stopped.__cause__ = error
+        _report(stopped, path, parsed.debug, rank=os.environ.get("RANK"))
+        return stopped.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

@@ -200,15 +200,16 @@ def _has_gpu() -> bool:
 
 def _train(module: nn.Module, n: int, collate: Any, arguments: Any, stage: str) -> list[dict[str, float]]:
     """Train `module` on indices 0..n-1 through transformers.Trainer; returns the log entries that hold a loss."""
-    from transformers import Trainer, set_seed
+    from transformers import set_seed
 
+    from thurl.training.finite import FiniteTrainer
     from thurl.training.progress import ProgressLines, quiet_trainer
 
     set_seed(arguments.seed)
     # One long epoch in which every picture comes equally often: Trainer collects garbage at each start of an epoch,
     # which for small sets takes longer than the steps.
     indices = [i % n for i in range(arguments.max_steps * arguments.per_device_train_batch_size)]
-    trainer = Trainer(model=module, args=arguments, train_dataset=indices, data_collator=collate)
+    trainer = FiniteTrainer(model=module, args=arguments, train_dataset=indices, data_collator=collate)
     quiet_trainer(trainer)
     trainer.add_callback(ProgressLines({"loss": ("loss", ".3f")}, f"{stage}: "))
     trainer.train()

@@ -119,7 +119,7 @@ def pretrain(
         `loss` of the last tenth of the steps, in nats per token of the completions, and `seconds`.
     """
     import torch
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     def collate(rows: Sequence[Question]) -> dict[str, Any]:
         pairs = [
@@ -150,10 +150,11 @@ def pretrain(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+    from thurl.training.finite import FiniteTrainer
     from thurl.training.progress import quiet_trainer
 
     started = time.perf_counter()
-    trainer = Trainer(model, arguments, train_dataset=list(questions), data_collator=collate)
+    trainer = FiniteTrainer(model, arguments, train_dataset=list(questions), data_collator=collate)
     quiet_trainer(trainer)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from thurl.errors import StoppedError, ThurlError, UsageError
+from thurl.full_disk import full_disk_problem
 from thurl.training.checkpoint_weights import load_weights
 from thurl.training.checkpoints import (
     UNFINISHED,
@@ -39,6 +40,7 @@ from thurl.training.checkpoints import (
     remove_old_checkpoints,
     write_manifest,
 )
+from thurl.training.finite import FiniteTrainer
 from thurl.training.log_file import LogFile
 from thurl.training.state_files import load_state, random_states, save_state, set_random_states
 
@@ -48,7 +50,7 @@ __all__ = ["ExactResumeTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class ExactResumeTrainer(Trainer):
+class ExactResumeTrainer(FiniteTrainer):
     """Mixin before a `transformers.Trainer`: `class MyTrainer(ExactResumeTrainer, SomeTrainer)`.
 
     A trainer with state of its own overrides `resume_state`, `load_resume_state` and `resume_settings`, one with
@@ -106,6 +108,7 @@ class ExactResumeTrainer(Trainer):
         Raises:
             UsageError: a checkpoint that is damaged, or of a run with other settings.
             StoppedError: SIGTERM came; the checkpoint is written.
+            DivergedError: loss or weights are NaN or infinite (`thurl.training.finite`).
             ThurlError: a checkpoint could not be written; the one before is as it was.
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
@@ -214,7 +217,7 @@ class ExactResumeTrainer(Trainer):
             if not self.args.save_only_model:
                 self._save_own_state(unfinished)
         except Exception as error:  # reported below, on every process; alone it would leave the others waiting
-            problem = f"{type(error).__name__}: {error}"
+            problem = full_disk_problem(error, below) or f"{type(error).__name__}: {error}"
         finally:
             self._writing_below = None
         self._refuse(problem, unfinished)
@@ -222,7 +225,7 @@ class ExactResumeTrainer(Trainer):
             try:
                 self._seal(unfinished, final)
             except Exception as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = full_disk_problem(error, below) or f"{type(error).__name__}: {error}"
         self._refuse(problem, unfinished)
         if self.args.should_save:
             best = self.state.best_model_checkpoint

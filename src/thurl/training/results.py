@@ -152,8 +152,10 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the system names no file where a write fails, and else the temporary one
+            error.filename = str(target)
         raise
     # The rename itself is only durable once the folder is.
     descriptor = os.open(target.parent, os.O_RDONLY)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import TensorDataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from thurl.errors import DataError, UsageError
 from thurl.forensics.exif.calibration import in_sample_threshold
@@ -27,6 +27,7 @@ from thurl.forensics.exif.detector import Detector
 from thurl.forensics.exif.features import FeatureTable
 from thurl.forensics.exif.head import FaceHead
 from thurl.forensics.exif.mixture import fit_mixture
+from thurl.training.finite import FiniteTrainer
 from thurl.training.state_files import random_states, set_random_states
 
 
@@ -194,7 +195,7 @@ def _trained(
                 use_cpu=use_cpu,
             )
             data = TensorDataset(features, labels)
-            trainer = Trainer(head, arguments, train_dataset=data, data_collator=_collate)
+            trainer = FiniteTrainer(head, arguments, train_dataset=data, data_collator=_collate)
             trainer.remove_callback(PrinterCallback)  # a library leaves the terminal to the command line
             trainer.train()
     finally:
