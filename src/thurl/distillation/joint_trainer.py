@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from thurl.distillation.controller import ControlState, RateControl, controlled, first_state
 from thurl.distillation.joint import DistilledSet, decoded
 from thurl.distillation.slices import clip_gradients
-from thurl.errors import DataError, UsageError
+from thurl.errors import UsageError
 from thurl.training.method_trainer import MethodTrainer
 
 
@@ -129,10 +129,8 @@ class JointTrainer(MethodTrainer):
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         norms = torch.cat([clip_gradients(codec.parameters(), self.args.max_grad_norm) for codec in self.model.codecs])
         if not norms.isfinite().all():  # else the step would make the whole set NaN
-            raise DataError(
-                f"step {self.state.global_step}: the gradient of slice {int((~norms.isfinite()).nonzero()[0])} is not "
-                "finite; lower the learning rate, or go on from an earlier checkpoint"
-            )
+            bad = int((~norms.isfinite()).nonzero()[0])
+            raise self.diverged(self.state.global_step + 1, f"the gradient of slice {bad} is not finite")
         return norms.max()
 
     # -- logs and exact resume -------------------------------------------------------------------------------------

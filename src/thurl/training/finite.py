@@ -17,8 +17,8 @@ from thurl.errors import DivergedError
 
 __all__ = ["FiniteTrainer", "first_not_finite"]
 
-_NO_PROBABILITIES = "probability tensor contains"
-"""How torch says, on a CPU, that completions cannot be drawn from what the model gives."""
+_NO_NUMBERS = ("probability tensor contains", "all elements of input should be between 0 and 1")
+"""How torch says, on a CPU, that what the model gives is NaN: drawing completions, binary cross-entropy."""
 
 
 class FiniteTrainer(Trainer):
@@ -38,18 +38,19 @@ class FiniteTrainer(Trainer):
         """Train.
 
         Raises:
-            DivergedError: loss or weights are NaN or infinite after a step, or no completion can be drawn.
+            DivergedError: loss or weights are NaN or infinite after a step, or nothing can be computed with them.
         """
         self._bad_loss = None
         try:
             return super().train(*args, **kwargs)
         except RuntimeError as error:
-            # Weights may be numbers, and what comes out of the model none: then there is no loss to look at.
-            if not (self.stops_at_nan and _NO_PROBABILITIES in str(error)):
+            what = self._not_finite() if self.stops_at_nan else None
+            # Weights may be numbers still, and what comes out of the model none: then there is no loss to look at.
+            if what is None and self.stops_at_nan and any(words in str(error) for words in _NO_NUMBERS):
+                what = f"what the model computes is not finite ({error})"
+            if what is None:
                 raise
-            raise self._diverged(
-                self.state.global_step + 1, "no completion can be drawn, the model's probabilities are not numbers"
-            ) from error
+            raise self.diverged(self.state.global_step + 1, what) from error
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -58,21 +59,26 @@ class FiniteTrainer(Trainer):
             self._bad_loss = float(loss)
         return loss
 
+    def _not_finite(self) -> str | None:
+        if self._bad_loss is not None:
+            return f"the loss is {self._bad_loss}"
+        name = first_not_finite(self.model)
+        return None if name is None else f"the weight `{name}` is not finite"
+
     def _stop_if_not_finite(self) -> None:
-        what = None if self._bad_loss is None else f"the loss is {self._bad_loss}"
-        if what is None and (name := first_not_finite(self.model)) is not None:
-            what = f"`{name}` is not finite"
+        what = self._not_finite()
         bad = what is not None
         if self.args.world_size > 1:  # all processes leave at the same step: none waits for one that has gone
             flag = torch.tensor(int(bad), device=self.args.device)
             bad = bool(self.accelerator.reduce(flag, reduction="sum"))
         if bad:
-            raise self._diverged(self.state.global_step, what or "another process has a loss that is not finite")
+            raise self.diverged(self.state.global_step, what or "the loss of another process is not finite")
 
-    def _diverged(self, step: int, what: str) -> DivergedError:
+    def diverged(self, step: int, what: str) -> DivergedError:
+        """The error that ends the training: what was found in the optimizer step of this number, and what to do."""
         return DivergedError(
-            f"Step {step} of {self.state.max_steps}: {what}. The training stopped and saved nothing of this step. Lower "
-            f"`training.learning_rate` ({self.args.learning_rate}) or `training.max_grad_norm` "
+            f"Step {step} of {self.state.max_steps}: {what}. The training stopped and saved nothing of this step. "
+            f"Lower `training.learning_rate` ({self.args.learning_rate}) or `training.max_grad_norm` "
             f"({self.args.max_grad_norm}), or look for data that leave the loss undefined; then start again, or go on "
             "from the last checkpoint with `training.resume_from_checkpoint=auto`."
         )
