@@ -3,17 +3,19 @@
     python benchmarks/reliability_kills.py --recipes exif_ordinal face_restoration --kills 3 --seed 1
 
 Each recipe is shortened and runs once undisturbed. Then, per kill, the same command runs in a fresh folder, is killed
-with all its processes and is started again. Kill k of n comes at a random moment in the k-th of n equal parts of the
-undisturbed run's time. The second run must end with code 0, and every file of weights, containers or manifests that it
-leaves (checkpoints apart) must have the bytes of the undisturbed run. A run that ends before its kill is started anew
-with an earlier moment, twice at most. Without `--recipes` all recipes run. Exit status 1 unless every kill struck and
-ended equal.
+with all its processes and is started again. Kills come in turn at a random moment after the first checkpoint and
+before it; where a recipe writes none (CLDyB keeps what its search has learned), anywhere. The second run must end with
+code 0, and every file of weights, containers, manifests or sequences that it leaves (checkpoints apart) must have the
+bytes of the undisturbed run; seconds in a file are not compared. A run that ends before its kill is started anew with
+an earlier moment, twice at most. Without `--recipes` all recipes run. Exit status 1 unless every kill struck and ended
+equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import signal
@@ -71,6 +73,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "visualquality_r1": (*STEPS, *RESUME, *WARM, *FEWER_ANSWERS, "control.shuffle_mos=false"),
 }
 PRODUCTS = (".safetensors", ".ddr", ".jsonl")
+SEQUENCES = ("sequence.json", "replay.json")
 COUNTS = ("kills", "after_a_checkpoint", "equal", "different", "failed", "files_compared")
 LOGS = ("log", "metrics", "completions")  # they hold seconds, or lines of both halves
 
@@ -113,41 +116,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def campaign(recipe: str, kills: int, seed: int, keep: Callable[[dict[str, Any]], None]) -> None:
     """The undisturbed run of a recipe and its kills; every record goes to `keep`."""
-    moments = random.Random(f"{seed} {recipe}")
+    shares = random.Random(f"{seed} {recipe}")
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
-        began = time.monotonic()
+        began = time.time()
         code, message = run(recipe, whole)
-        seconds = time.monotonic() - began
+        ended = time.time()
+        saved = [path.stat().st_mtime for path in checkpoints(whole)]
         expected = products(whole)
         for number in range(kills):
-            share = (number + moments.random()) / kills
+            share = shares.random()
+            late = bool(saved) and number % 2 == 0
+            seconds = ended - min(saved) if late else min([*saved, ended]) - began
             if code or not expected:
                 record = {"outcome": "failed", "message": message if code else "the undisturbed run leaves no product"}
             else:
-                record = kill(recipe, Path(place) / str(number), share * seconds, expected)
-            keep({"recipe": recipe, "kill": number, "share": round(share, 3), **record})
+                record = kill(recipe, Path(place) / str(number), share * seconds, late, expected)
+            where = "after the first checkpoint" if late else "before the first checkpoint" if saved else "anywhere"
+            keep({"recipe": recipe, "kill": number, "moment": where, "share": round(share, 3), **record})
 
 
-def kill(recipe: str, folder: Path, after: float, expected: dict[str, str]) -> dict[str, Any]:
+def kill(recipe: str, folder: Path, after: float, late: bool, expected: dict[str, str]) -> dict[str, Any]:
     """One run killed `after` seconds and started again; its outcome against the files of the undisturbed run."""
     for attempt in range(3):
         place = folder / str(attempt)
-        code, message = run(recipe, place, after)
+        code, message = run(recipe, place, after, late)
         if code != 0:
             break
         after *= 0.7  # it was quicker than the undisturbed run
     if code != -signal.SIGKILL:
         return {"outcome": "failed" if code else "ended before the kill", "message": message}
-    checkpoints = len(list(place.glob("**/checkpoint-*")))
+    found = len(checkpoints(place))
     code, message = run(recipe, place)
     if code:
-        return {"outcome": "failed", "checkpoints": checkpoints, "message": message}
-    found = products(place)
-    changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        return {"outcome": "failed", "after_a_checkpoint": found > 0, "message": message}
+    left = products(place)
+    changed = sorted(name for name in expected.keys() | left.keys() if expected.get(name) != left.get(name))
     return {
         "outcome": "different" if changed else "equal",
-        "after_a_checkpoint": checkpoints > 0,
+        "after_a_checkpoint": found > 0,
         "files": len(expected),
         "changed": changed,
     }
@@ -164,8 +171,11 @@ def counted(kills: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return {recipe: dict(row) for recipe, row in recipes.items()}
 
 
-def run(recipe: str, folder: Path, after: float | None = None) -> tuple[int, str]:
-    """Exit code and last words of the shortened recipe; killed with all its processes `after` seconds."""
+def run(recipe: str, folder: Path, after: float | None = None, late: bool = False) -> tuple[int, str]:
+    """Exit code and last words of the shortened recipe; killed with all its processes `after` seconds.
+
+    `late`: the seconds count from the first whole checkpoint on.
+    """
     files = [f"report.results={folder}/results.json", f"report.html={folder}/report.html"]
     command = [sys.executable, str(find_recipe(f"tiny/{recipe}")), f"training.output_dir={folder}", *files]
     if recipe == "cldyb":
@@ -180,6 +190,8 @@ def run(recipe: str, folder: Path, after: float | None = None) -> tuple[int, str
         )
         _running.add(process)
         try:
+            while late and process.poll() is None and not checkpoints(folder):
+                time.sleep(0.05)
             process.wait(after)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -190,15 +202,44 @@ def run(recipe: str, folder: Path, after: float | None = None) -> tuple[int, str
         return process.returncode, words.read()[-500:]
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of any stage: a checkpoint has its name only when it is complete."""
+    return list(folder.glob("**/checkpoint-*"))
+
+
 def products(folder: Path) -> dict[str, str]:
     """SHA-256 of what a run leaves for use; checkpoints and logs are left out."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(content(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.suffix in PRODUCTS
+        if (path.suffix in PRODUCTS or path.name in SEQUENCES)
         and not any(part.startswith("checkpoint-") for part in path.parts)
         and not path.name.startswith(LOGS)
     }
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file without the seconds that CLDyB writes down beside its tensors and sequences.
+
+    Safetensors keeps metadata in the order of a hash table, another one in every process: here they are sorted.
+    """
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        size = int.from_bytes(data[:8], "little")
+        return canonical(data[8 : 8 + size]) + data[8 + size :]
+    return canonical(data) if path.name in SEQUENCES else data
+
+
+def canonical(document: bytes) -> bytes:
+    """JSON with sorted names and without seconds."""
+    return json.dumps(timeless(json.loads(document)), sort_keys=True).encode()
+
+
+def timeless(value: Any) -> Any:
+    """JSON without the entries whose names end with `seconds`."""
+    if isinstance(value, dict):
+        return {name: timeless(entry) for name, entry in value.items() if not name.endswith("seconds")}
+    return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

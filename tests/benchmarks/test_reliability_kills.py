@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -10,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -25,11 +28,11 @@ def runs(monkeypatch, kills, *outcomes):
     """The driver with runs that leave `content` and end with `code`, in this order."""
     left, moments = list(outcomes), []
 
-    def run(recipe, folder, after=None):
+    def run(recipe, folder, after=None, late=False):
         code, content = left.pop(0)
         moments.append(after)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").write_text(content)
+        (folder / "data.ddr").write_text(content)
         (folder / "log.jsonl").write_text("seconds")
         return code, "its last words"
 
@@ -67,22 +70,48 @@ def test_outcomes(kills, monkeypatch, tmp_path, outcomes, expected):
     ]
 
 
-def test_moments_spread_over_the_run_and_follow_the_seed(kills, monkeypatch):
-    monkeypatch.setattr(kills.time, "monotonic", iter([0.0, 90.0] * 2).__next__)
+def test_moments_are_in_turn_after_and_before_the_first_checkpoint_and_follow_the_seed(kills, monkeypatch, tmp_path):
+    def run(recipe, folder, after=None, late=False):
+        (folder / "checkpoint-2").mkdir(parents=True, exist_ok=True)
+        (folder / "data.ddr").write_text("a")
+        if after is None and folder.name == "whole":  # it took 40 s to the checkpoint and 20 s from there
+            os.utime(folder / "checkpoint-2", (now[0] + 40, now[0] + 40))
+            now[0] += 60
+        if after is not None:
+            moments.append((late, after))
+            return -signal.SIGKILL, ""
+        return 0, ""
+
+    monkeypatch.setattr(kills, "run", run)
+    monkeypatch.setattr(kills.time, "time", lambda: now[0])
     twice = []
     for _ in range(2):
-        moments = runs(monkeypatch, kills, (0, "a"), *[KILLED, (0, "a")] * 3)
-        kills.campaign("edit_vit", 3, 7, lambda record: None)
-        twice.append([moment for moment in moments if moment is not None])
+        now, moments = [1000.0], []
+        kills.campaign("edit_vit", 4, 7, lambda record: None)
+        twice.append(moments)
     assert twice[0] == twice[1]
-    assert [int(moment // 30) for moment in twice[0]] == [0, 1, 2]
+    assert [late for late, _ in moments] == [True, False, True, False]
+    assert all(0 <= after <= (20 if late else 40) for late, after in moments) and len(set(moments)) == 4
 
 
 def test_a_run_without_products_is_no_success(kills, monkeypatch):
-    monkeypatch.setattr(kills, "run", lambda recipe, folder, after=None: (0, ""))
+    monkeypatch.setattr(kills, "run", lambda recipe, folder, after=None, late=False: (0, ""))
     records = []
     kills.campaign("edit_vit", 1, 7, records.append)
     assert records[0]["outcome"] == "failed" and "no product" in records[0]["message"]
+
+
+def test_seconds_are_not_compared_and_everything_else_is(kills, tmp_path):
+    def left(value, seconds, rest="a"):
+        save_file({"x": torch.tensor([value])}, tmp_path / "a.safetensors", {"seconds": seconds, "rest": rest})
+        (tmp_path / "sequence.json").write_text(json.dumps({"tasks": [{"wall_seconds": seconds, "classes": value}]}))
+        return kills.products(tmp_path)
+
+    first = left(1.0, "1")
+    assert set(first) == {"a.safetensors", "sequence.json"} and first == left(1.0, "2")
+    changed = left(2.0, "1")
+    assert all(changed[name] != first[name] for name in first)
+    assert left(1.0, "1", "b")["a.safetensors"] != first["a.safetensors"]
 
 
 def test_a_killed_run_takes_its_children_along(kills, monkeypatch, tmp_path):
@@ -101,3 +130,14 @@ def test_a_killed_run_takes_its_children_along(kills, monkeypatch, tmp_path):
     ):  # the signal is sent, not yet felt
         assert time.monotonic() < ends
         time.sleep(0.05)
+
+
+def test_late_kills_wait_for_a_checkpoint(kills, monkeypatch, tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import pathlib, sys, time\ntime.sleep(1)\n"
+        f"pathlib.Path({str(tmp_path / 'run' / 'checkpoint-2')!r}).mkdir(parents=True)\nprint('saved', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(kills, "find_recipe", lambda name: script)
+    assert kills.run("edit_vit", tmp_path / "run", 0.5, True) == (-signal.SIGKILL, "saved\n")
