@@ -154,9 +154,8 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the system names no file where a write fails, and else the temporary one
+        # Where a write fails the system names no file, and else the temporary one.
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(target)
         raise
     # The rename itself is only durable once the folder is.
