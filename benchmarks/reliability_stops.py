@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipes", nargs="+", choices=sorted(SMALL), default=list(SMALL))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--disks", type=int, default=2, help="sizes per recipe")
+    parser.add_argument("--shares", nargs=2, type=float, default=(0.1, 0.95), help="least and greatest, of a disk")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and sizes")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one run")
     parser.add_argument("--out", type=Path, default=Path("results/reliability_stops.json"))
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kind in kinds:
                 for number in range(options.disks if kind == "disk" else 1):
                     draw = random.Random(f"{options.seed} {recipe} {kind} {number}")
-                    record = strike(kind, recipe, draw, expected, used, steps, options.limit)
+                    size = used * draw.uniform(*options.shares)
+                    record = strike(kind, recipe, draw, expected, size, steps, options.limit)
                     outcome = judge(kind, record)
                     if outcome == "expected":
                         del record["last_words"]
@@ -135,18 +137,17 @@ def save(path: Path, seed: int, cases: Sequence[dict[str, Any]]) -> None:
 
 
 def strike(
-    kind: str, recipe: str, draw: random.Random, expected: dict[str, str], used: int, steps: int, limit: float
+    kind: str, recipe: str, draw: random.Random, expected: dict[str, str], size: float, steps: int, limit: float
 ) -> dict[str, Any]:
     """One run stopped and started again; what `judge` needs to know of it."""
     changes = SHORT[recipe] + SMALL[recipe]
     ranks = 2 if kind in TWO_RANK_KINDS else 1
-    share, step = draw.uniform(0.1, 0.95), draw.randint(1, steps - 1)
-    size = int(used * share) if kind == "disk" else None
+    step = draw.randint(1, steps - 1)
     record: dict[str, Any] = {}
-    with Place(size) as place:
+    with Place(int(size) if kind == "disk" else None) as place:
         says: tuple[str, ...] = ()
         if kind == "disk":
-            record["mebibytes"], says = round(used * share / 2**20, 3), (str(place.path), "No space left on device")
+            record["mebibytes"], says = round(size / 2**20, 3), (str(place.path), "No space left on device")
             first = Run(recipe, place.path, changes)
         elif kind == "nan":
             step = 3 + step % 2  # after the first checkpoint, and in the shortest of the trainings
@@ -177,6 +178,8 @@ def strike(
             not_finite=not_finite_files(place.path),
             last_words=_without_paths(words, place.path),
         )
+        if kind == "disk":
+            record["struck"] = _struck(words, place.path)
         if code in (None, 0) or kind == "rate":
             return record
         place.enlarge()
@@ -206,6 +209,14 @@ def judge(kind: str, record: Mapping[str, Any]) -> str:
     if code not in allowed:
         return "code"
     return "message" if record["traceback"] or record["unsaid"] else "expected"
+
+
+def _struck(words: str, place: Path) -> str:
+    """What there was no room for, as the message says: a checkpoint, a file by its name, or the folder of the run."""
+    if "The checkpoint of step" in words:
+        return "checkpoint"
+    path = words.partition(": No space left on device")[0].rpartition(" ")[2]
+    return "folder" if path == str(place) else Path(path).name
 
 
 def _without_paths(words: str, place: Path) -> str:

@@ -76,7 +76,8 @@ def test_cases_are_counted_by_kind_and_recipe_and_decide_the_status(campaign, tm
     monkeypatch.setattr(stops, "Run", lambda *_, **__: Undisturbed())
     draws = []
 
-    def strike(kind, recipe, draw, *_):
+    def strike(kind, recipe, draw, expected, size, *_):
+        assert 0.1 * 2**20 <= size <= 0.95 * 2**20
         draws.append((kind, draw.random()))
         return {**GOOD, "changed": changed if kind == "nan" else []}
 
@@ -136,3 +137,11 @@ def test_every_recipe_of_the_campaign_is_one_that_can_be_shortened(campaign):
     stops = campaign.reliability_stops
     for recipe, changes in stops.SMALL.items():
         load_recipe(str(find_recipe(f"tiny/{recipe}")), (*stops.SHORT[recipe], *changes, *stops.RATES.get(recipe, ())))
+
+
+def test_what_a_full_disk_struck_is_read_from_the_message(campaign):
+    place, struck = Path("/disk"), campaign.reliability_stops._struck
+    full = "No space left on device (0.0 MiB free in /disk)"
+    assert struck(f"failed:\n  The checkpoint of step 2 could not be written: /disk: {full}", place) == "checkpoint"
+    assert struck(f"failed:\n  /disk/report.html: {full}. Make room", place) == "report.html"
+    assert struck(f"failed:\n  /disk: {full}. Make room", place) == "folder"
