@@ -98,10 +98,11 @@ class PoolSource(Section):
             found.append(
                 ((), f"give one of `folder`, `arrays`, `hub`; the source has {' and '.join(kinds) or 'none'}")
             )
-        if self.hub is None:
-            extra = [name for name in ("image", "label", "split") if name in self.model_fields_set]
-            found += [((name,), "is for `hub`; remove it") for name in extra]
         return found
+
+    def unused(self) -> dict[str, str]:
+        """Columns and part of a data set of the Hub, for the others."""
+        return {} if self.hub is not None else dict.fromkeys(("image", "label", "split"), "is for `hub`; remove it")
 
 
 class DigitsPool(Section):
@@ -135,19 +136,23 @@ class CLDyBDataSection(Section):
     """Where to get the manifest."""
 
     def problems(self) -> list[Problem]:
-        kinds = [name for name in ("sources", "manifest", "digits") if getattr(self, name)]
-        found: list[Problem] = []
+        kinds = self._kinds()
         if len(kinds) != 1:
             have = " and ".join(kinds) or "none"
-            found.append((("sources",), f"give one of `sources`, `manifest`, `digits`; the recipe has {have}"))
+            return [(("sources",), f"give one of `sources`, `manifest`, `digits`; the recipe has {have}")]
+        return []
+
+    def unused(self) -> dict[str, str]:
+        """What belongs to other kinds of pools."""
         owners = {
             **dict.fromkeys(("cap", "names_differ", "on_small", "on_corrupt"), "sources"),
             **dict.fromkeys(("allow_outside", "obtain"), "manifest"),
         }
-        for name, owner in owners.items():
-            if name in self.model_fields_set and kinds and owner not in kinds:
-                found.append(((name,), f"is for `{owner}`; remove it"))
-        return found
+        kinds = self._kinds()
+        return {name: f"is for `{owner}`; remove it" for name, owner in owners.items() if kinds and owner not in kinds}
+
+    def _kinds(self) -> list[str]:
+        return [name for name in ("sources", "manifest", "digits") if getattr(self, name)]
 
 
 def _learner(values: dict[str, Any]) -> dict[str, Any]:

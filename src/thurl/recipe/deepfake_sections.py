@@ -74,12 +74,16 @@ class DeepFakeModelSection(Section):
             found.append((("path",), f"is needed by `start: {self.start}`: the folder to start from"))
         if self.start == "random" and self.path is not None:
             found.append((("path",), "is not used by `start: random`; set another `start`, or remove it"))
-        taken = {"normalize", "scale", "learn_scale"} & self.model_fields_set
-        if self.start == "folder" and taken:
-            found += [((name,), "is the model's own in `start: folder`; remove it") for name in sorted(taken)]
         if self.start != "random" and self.tiny is not None:
             found.append((("tiny",), f"builds a model of its own, and `start: {self.start}` loads one; remove one"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """What a model of this method brings along."""
+        if self.start != "folder":
+            return {}
+        names = ("normalize", "scale", "learn_scale")
+        return dict.fromkeys(names, "is the model's own in `start: folder`; remove it")
 
 
 class DeepFakeLossSection(Section):

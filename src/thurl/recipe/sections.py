@@ -58,9 +58,23 @@ class Section(BaseModel):
         """Combinations of fields that make no sense, as `(path inside the section, message)`."""
         return []
 
+    def unused(self) -> dict[str, str]:
+        """Fields that the section's other values leave without a use, each with the message for whoever gives it.
+
+        `thurl show` leaves them out (`thurl.recipe.validate.resolved`), so that what it prints is a recipe again.
+        """
+        return {}
+
     @model_validator(mode="after")
     def _combinations(self) -> Section:
-        raise_problems(self.problems())
+        unused = self.unused()
+        # In the order of the fields. `null` where nothing is the default says nothing.
+        given = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name in unused and name in self.model_fields_set and not (getattr(self, name) is field.default is None)
+        ]
+        raise_problems([*self.problems(), *(((name,), unused[name]) for name in given)])
         return self
 
 
@@ -284,15 +298,18 @@ class RewardSection(Section):
             found.append((("tie_margin",), "is for `targets: hard`; soft targets have no ties"))
         if (self.kind == "threshold") != (self.threshold is not None):
             found.append((("threshold",), f"is needed by `kind: threshold` and only by it (`kind` is `{self.kind}`)"))
-        if self.kind == "threshold":
-            for name in ("mode", "comparison", "variance", "targets", "tie_margin", "scope"):
-                if name in self.model_fields_set:
-                    found.append(((name,), "compares images, which `kind: threshold` does not do; remove it"))
         if not self.score_range[0] < self.score_range[1]:
             found.append((("score_range",), f"is {list(self.score_range)}; the first number must be the smaller one"))
         if not self.accuracy_weight:
             found.append((("accuracy_weight",), "is 0: nothing would teach the model to rate"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """What compares images, with `kind: threshold`."""
+        if self.kind != "threshold":
+            return {}
+        names = ("mode", "comparison", "variance", "targets", "tie_margin", "scope")
+        return dict.fromkeys(names, "compares images, which `kind: threshold` does not do; remove it")
 
     def rank_options(self) -> dict[str, Any]:
         """Keyword arguments of `thurl.rl.rewards.RankRewardOptions`."""
