@@ -25,6 +25,7 @@ from thurl.iqa.face_restoration.discovery import FaceItem
 from thurl.iqa.face_restoration.interface import FaceBatch, Metric, MetricContext, SetMetric, SetResult, metric_class
 from thurl.iqa.face_restoration.landmarks import ffhq_points
 from thurl.iqa.face_restoration.pictures import file_digest, read_picture
+from thurl.messages import first_line
 
 
 __all__ = ["PictureResult", "run_metrics"]
@@ -279,8 +280,7 @@ def _score(metric: Metric, batch: FaceBatch) -> tuple[list[Any], list[str]]:
     except Exception as error:  # whatever a plug-in raises concerns this picture, not the run
         if len(batch) == 1:
             logger.debug("%s failed on %s", metric.name, batch.keys[0], exc_info=True)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return [math.nan], [f"{metric.name}: {reason}"]
+            return [math.nan], [f"{metric.name}: {first_line(error)}"]
     parts = [_score(metric, batch.single(index)) for index in range(len(batch))]
     return [values[0] for values, _ in parts], [errors[0] for _, errors in parts]
 
@@ -291,8 +291,7 @@ def _whole(metric: SetMetric, rows: Sequence[np.ndarray]) -> SetResult:
             metric.update(np.stack(rows))
         return metric.compute()
     except Exception as error:  # the values of the pictures must not be lost with it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return SetResult(math.nan, {"count": len(rows)}, (f"{metric.name}: {reason}",))
+        return SetResult(math.nan, {"count": len(rows)}, (f"{metric.name}: {first_line(error)}",))
 
 
 def _digests(result: PictureResult) -> dict[str, str]:
