@@ -112,6 +112,6 @@ def _not_there(
     name_or_path: str | os.PathLike[str], file: str, error: Exception, makers: str
 ) -> MissingRequirementError:
     return MissingRequirementError(
-        f"model {os.fspath(name_or_path)!r}: no usable {file} ({first_line(error)}). Give a folder that {makers} wrote, or the "
-        "name of a repository of the Hub"
+        f"model {os.fspath(name_or_path)!r}: no usable {file} ({first_line(error)}). Give a folder that {makers} "
+        "wrote, or the name of a repository of the Hub"
     )

@@ -11,7 +11,7 @@ from thurl.errors import UsageError
 from thurl.messages import nearest, shown
 from thurl.recipe.fields import Problem, check_options
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.sections import Section, raise_problems
+from thurl.recipe.sections import Section, raise_problems, start_problems
 
 
 __all__ = [
@@ -62,10 +62,7 @@ class CLDyBModelSection(Section):
     """For CLIP's zero-shot accuracy of each class, with `{}` for its name."""
 
     def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if (self.name_or_path is None) == (self.tiny is None):
-            have = "both" if self.tiny else "neither"
-            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
+        found = start_problems(self)
         if self.prompt_template is not None:
             if self.tiny is not None:
                 found.append((("prompt_template",), "is for CLIP; a `tiny` encoder reads no text"))

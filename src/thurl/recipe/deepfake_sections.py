@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -13,7 +12,7 @@ from thurl.forensics.perturbations import PERTURBATIONS
 from thurl.messages import nearest
 from thurl.recipe.fields import Problem
 from thurl.recipe.method_sections import TaskWeightsSection
-from thurl.recipe.sections import Section
+from thurl.recipe.sections import Section, format_tag
 
 
 __all__ = [
@@ -162,14 +161,9 @@ class DrawnFacesSource(Section):
         return found
 
 
-def _tag(value: Any) -> str:
-    kind = value.get("format") if isinstance(value, Mapping) else getattr(value, "format", None)
-    return f"<{kind}>"
-
-
 _Source = Annotated[
     Annotated[FacesManifestSource, Tag("<manifest>")] | Annotated[DrawnFacesSource, Tag("<drawn>")],
-    Discriminator(_tag),
+    Discriminator(format_tag),
 ]
 _Sources = Annotated[tuple[_Source, ...], Field(strict=False, min_length=1)]
 

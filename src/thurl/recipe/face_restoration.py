@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, Section, TrainingFields
 from thurl.restoration.cleanup import CLEANUPS
 from thurl.restoration.degradation import DegradationConfig, degradation_problems
 
@@ -256,7 +256,7 @@ class UnrelatedTargetsSection(Section):
     """Of the control; those of the run when left out. Where it leads shows after few."""
 
 
-class FaceRestorationRecipe(Section):
+class FaceRestorationRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -291,11 +291,6 @@ class FaceRestorationRecipe(Section):
             message = "needs the section `evaluation`, which says how the validation pictures are judged"
             found.append((("training", "eval_strategy"), message))
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> FaceRestorationRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     def missing_weights_and_data(self) -> list[str]:
         """Weights that are not here, each with the fix; cheap, and without heavy imports."""

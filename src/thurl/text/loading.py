@@ -51,9 +51,9 @@ def load_language_model(
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     except OSError as error:
         raise MissingRequirementError(
-            f"model {name_or_path!r} cannot be loaded ({first_line(error)}). Check the name, or download it on a machine "
-            f"with network (`hf download {name_or_path} --local-dir FOLDER`) and pass the folder; weights must be "
-            "*.safetensors with config.json and tokenizer files beside them."
+            f"model {name_or_path!r} cannot be loaded ({first_line(error)}). Check the name, or download it on a "
+            f"machine with network (`hf download {name_or_path} --local-dir FOLDER`) and pass the folder; weights "
+            "must be *.safetensors with config.json and tokenizer files beside them."
         ) from None
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys") or ())
     if absent:
