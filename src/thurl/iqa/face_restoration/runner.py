@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from thurl.iqa.face_restoration.interface import FaceBatch, Metric, MetricContex
 from thurl.iqa.face_restoration.landmarks import ffhq_points
 from thurl.iqa.face_restoration.pictures import file_digest, read_picture
 from thurl.messages import first_line
+from thurl.training.threads import one_thread
 
 
 __all__ = ["PictureResult", "run_metrics"]
@@ -196,7 +196,7 @@ class _Jobs(Dataset):
             usable = tuple(n for n in wanted if (metric_class(n).needs & set(KINDS)) <= set(pictures))
             shapes = tuple(sorted((kind, picture.shape) for kind, picture in pictures.items()))
             groups.setdefault((shapes, usable), []).append(place)
-        with _one_thread():
+        with one_thread():
             for (_, wanted), places in groups.items():
                 batch = _batch(job, decoded, places)
                 indices = [job.indices[place] for place in places]
@@ -327,13 +327,3 @@ def _picture_key(kind: str, digest: str) -> str:
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
