@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-__all__ = ["DataError", "MissingRequirementError", "PushError", "StoppedError", "ThurlError", "UsageError"]
+__all__ = [
+    "DataError",
+    "ImageError",
+    "MissingRequirementError",
+    "PushError",
+    "StoppedError",
+    "ThurlError",
+    "UsageError",
+]
 
 
 class ThurlError(Exception):
@@ -19,6 +27,10 @@ class ThurlError(Exception):
 
 class DataError(ThurlError):
     """Input data that cannot be used: a corrupt picture, a label that is not a number, an empty set."""
+
+
+class ImageError(DataError):
+    """A picture that cannot be used; the message names it, says what is wrong and what to do."""
 
 
 class PushError(ThurlError):

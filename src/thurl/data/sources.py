@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from thurl.data.formats.tables import read_text, require_choice
-from thurl.data.images import MAX_PIXELS, ImageError, is_hub_image, open_image
+from thurl.data.hub_pictures import is_hub_image
+from thurl.data.images import MAX_PIXELS, ImageError, open_image
 from thurl.data.labels import LABEL_FORMATS, read_labels
 from thurl.data.records import RatedImage, RowProblems, check_rated_images, listed
 from thurl.data.splits import select_references, select_split
