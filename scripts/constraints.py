@@ -15,12 +15,13 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("vision", "test", "docs")
 # These follow the torch build: a CPU or ROCm build of torch asks for none of them, another CUDA version for others.
 FOLLOW_TORCH = ("nvidia-", "cuda-", "triton")
-# Not part of that environment: for GPUs (the version the recipes were written against), and the extras `quantised` and
-# `video`.
+# Not taken from that environment: for GPUs (the version the recipes were written against), the extras `quantised` and
+# `video`, and what vLLM asks for on other Pythons than the one that runs this.
 BY_HAND = {
     "av": "av==18.1.0",
     "bitsandbytes": "bitsandbytes==0.50.2",
     "optimum-quanto": "optimum-quanto==0.2.7",
+    "setuptools": "setuptools==80.10.2",
     "torchao": "torchao==0.18.0",
     "vllm": "vllm==0.31.0",
 }
@@ -34,7 +35,8 @@ HEADER = """\
 # also accepts `2.13.0+cpu` where such a wheel is in reach, hence the exclusion. For CPU wheels take both from
 # PyTorch's own index, without this file (README, "CPU wheels"). CUDA libraries and triton follow torch, hence no pins.
 #
-# numpy stays below 2.4: vLLM 0.31.0 asks for that on Python 3.11 and 3.12 (through mistral-common).
+# numpy stays below 2.4: vLLM 0.31.0 asks for that on Python 3.11 and 3.12 (through mistral-common). setuptools stays
+# below 81: vLLM asks for that from Python 3.12 on.
 """
 
 

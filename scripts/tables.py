@@ -169,7 +169,8 @@ def _summary_rows(document: dict[str, Any], prefix: str) -> list[list[str]]:
     for name, spread in document["summary"].items():
         if name.startswith(prefix + "."):
             row, _, column = name.removeprefix(prefix + ".").partition(".")
-            entries.setdefault(row, {})[column or "value"] = spread
+            counted = len(document["runs"]) == 1 and isinstance(_value(document["runs"][0], name), int)
+            entries.setdefault(row, {})[column or "value"] = {**spread, "counted": counted}
     columns = list(dict.fromkeys(column for row in entries.values() for column in row))
     rows = [
         [prefix.rpartition(".")[2].replace("_", " ").replace("per ", ""), *(_heading(column) for column in columns)]
@@ -205,6 +206,8 @@ def _spread(spread: dict[str, Any] | None, name: str) -> str:
         return ""
     if spread["mean"] is None:
         return "undefined"
+    if spread.get("counted"):
+        return f"{spread['mean']:.0f}"
     digits = 0 if name.endswith(("seconds", "mib")) else 3
     if 0 < abs(spread["mean"]) < 0.5 * 10**-digits:
         return f"{spread['mean']:.0e}"  # small is not nothing

@@ -162,11 +162,92 @@ def test_names_of_the_package_in_pages_exist(path):
         pkgutil.resolve_name(name)
 
 
+def headings(path):
+    """[(level, title)] outside blocks of code."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [(len(marks), title) for marks, title in re.findall(r"^(#+) (.+)$", text, re.M)]
+
+
+def anchor(title):
+    """As the site makes it: small letters, words joined by hyphens."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
+
+
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=relative)
 def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
-        if not target.startswith(("http", "#", "mailto:")):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+        if not target.startswith(("http", "mailto:")):
+            file, _, place = target.partition("#")
+            linked = path.parent / file if file else path
+            assert linked.exists(), target
+            assert not place or place in {anchor(title) for _, title in headings(linked)}, target
+
+
+ORDER = [
+    "Use",
+    "The method",
+    "Where it is in the code",
+    "Recipes",
+    "What differs from the official code",
+    "Evidence",
+    "What did not reproduce",
+    "Limits",
+]
+# Of each page its papers: title of their part of the equations, arXiv number. bilevel.md is a mechanism of two.
+PAPERS = {}
+for title, name, number in re.findall(
+    r"^## (.+)\n\n\[Page\]\((\w+\.md)\), \[arXiv ([\d.]+)\]", page("equations.md"), re.M
+):
+    if name != "bilevel.md":
+        PAPERS.setdefault(name, []).append((title, number))
+METHODS = [*PAPERS, "restoration.md"]  # the last is a baseline of ours: no paper, no official code
+
+
+def section(name, title):
+    """What stands below `## title`, up to the next heading of that level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page(name), re.M | re.S)
+    return found[1] if found else ""
+
+
+def test_the_ten_papers_have_pages():
+    assert len({number for parts in PAPERS.values() for _, number in parts}) == 10
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_pages_have_one_order(name):
+    titles = [title for level, title in headings(ROOT / "docs" / name) if level == 2 and title in ORDER]
+    no_paper = {"What differs from the official code", "What did not reproduce"}
+    assert titles == [title for title in ORDER if name in PAPERS or title not in no_paper]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_method_pages_name_their_papers_and_link_their_equations(name):
+    opening = page(name).partition("\n## ")[0]
+    for title, number in PAPERS[name]:
+        assert f"https://arxiv.org/abs/{number}" in opening, number
+        assert f"(equations.md#{anchor(title)})" in section(name, "The method"), title
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_code_maps_of_method_pages_name_what_exists(name):
+    rows = [line for line in section(name, "Where it is in the code").splitlines() if line.startswith("| ")]
+    assert len(rows) > 5, "head and rows"
+    for row in rows[1:]:
+        named = re.findall(r"`([^`]+)`", row.rstrip("| ").rpartition(" | ")[2])
+        assert named, row
+        for code in named:
+            if "/" in code:
+                assert (ROOT / code).is_file(), code
+            else:
+                assert code.startswith("thurl."), code
+                pkgutil.resolve_name(code)
+
+
+def test_every_recipe_is_on_the_page_of_its_method():
+    named = {name: set(re.findall(r"recipes/[\w/]+\.yaml", section(name, "Recipes"))) for name in METHODS}
+    assert all(named.values()), named
+    shipped = {relative(path) for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert set().union(*named.values()) == shipped
 
 
 def test_every_page_is_in_the_navigation():

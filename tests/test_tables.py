@@ -65,6 +65,11 @@ def test_small_is_not_nothing(tables, root):
     assert "| a | 3e-07 |\n| b | 0.000 |" in tables.filled(block("summary: parity"), root)
 
 
+def test_a_count_is_no_measurement(tables, root):
+    write_results(root / "results" / "demo.json", recipe="demo", runs=[{"seed": 0, "kinds": {"a": 12, "b": 12.0}}])
+    assert "| a | 12 |\n| b | 12.000 |" in tables.filled(block("summary: kinds"), root)
+
+
 def test_filling_twice_changes_nothing(tables, root):
     once = tables.filled(block("runs: seed, srcc_after"), root)
     assert tables.filled(once, root) == once

@@ -244,6 +244,18 @@ def test_a_killed_run_goes_on_bit_for_bit(real, tmp_path, kind, step):
     assert logs[0] == logs[1]
 
 
+def test_a_run_resumed_behind_its_last_step_knows_its_lambda(real, tmp_path):
+    def trainer():
+        model = aim(make_set(), real, Seen())
+        return trainer_for(tmp_path, model, RateControl(500.0), save_strategy="steps", save_steps=1)
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    resumed.train("auto")
+    assert resumed.state.global_step == whole.state.global_step
+    assert resumed.model.objective.weight == whole.model.objective.weight != 1.0
+
+
 def test_another_size_is_another_run(real, tmp_path):
     model = aim(make_set(), real, Seen())
     trainer_for(tmp_path, model, RateControl(500.0), save_strategy="steps", save_steps=3).train()

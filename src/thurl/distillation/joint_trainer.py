@@ -152,11 +152,18 @@ class JointTrainer(MethodTrainer):
         return {**super().resume_settings(), **own, "joint": {name: getattr(objective, name) for name in names}}
 
     def resume_state(self) -> dict[str, Any]:
-        state = {**super().resume_state(), "utility": self.model.objective.utility.state_dict(), "bits": self.bits}
-        return {**state, "control": None if self.controller is None else asdict(self.controller)}
+        objective = self.model.objective
+        own = {"utility": objective.utility.state_dict(), "bits": self.bits, "weight": objective.weight}
+        return {
+            **super().resume_state(),
+            **own,
+            "control": None if self.controller is None else asdict(self.controller),
+        }
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         super().load_resume_state(state)
         self.model.objective.utility.load_state_dict(state["utility"])
         self.bits = state["bits"]
+        # No step sets it when the run stopped behind its last one; what follows the stage starts from it.
+        self.model.objective.weight = state["weight"]
         self.controller = None if state["control"] is None else ControlState(**state["control"])
