@@ -66,9 +66,7 @@ WRITTEN = {
     "does not fit; the file is damaged. Copy it again": "src/thurl/distillation/ddr_bytes.py",
     "bytes of pictures, at most N are decoded": "src/thurl/distillation/ddr_limits.py",
     "pictures got a score; the reasons stand above and in the error column": "src/thurl/cli/quality.py",
-    "is not finite; lower the learning rate, or go on from an earlier checkpoint": (
-        "src/thurl/distillation/joint_trainer.py"
-    ),
+    "the gradient of slice N is not finite": "src/thurl/distillation/joint_trainer.py",
     "diverged learning task": "src/thurl/continual/gradient/base.py",
     "the loss is VALUE at step N, nothing is edited": "src/thurl/editing/edit.py",
     "The reward function `NAME`": "src/thurl/rl/checked_reward.py",
