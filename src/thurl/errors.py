@@ -11,6 +11,7 @@ from collections.abc import Sequence
 __all__ = [
     "DataError",
     "DivergedError",
+    "ImageError",
     "MissingRequirementError",
     "PushError",
     "StoppedError",
@@ -31,6 +32,10 @@ class DataError(ThurlError):
 
 class DivergedError(ThurlError):
     """Loss or weights of a training are NaN or infinite; exit code 1."""
+
+
+class ImageError(DataError):
+    """A picture that cannot be used; the message names it, says what is wrong and what to do."""
 
 
 class PushError(ThurlError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-__all__ = ["closest", "nearest", "printable", "shown"]
+__all__ = ["closest", "first_line", "nearest", "printable", "shown"]
 
 
 def closest(name: object, valid: Iterable[object], cutoff: float = 0.6) -> str | None:
@@ -29,6 +29,11 @@ def nearest(name: object, valid: Iterable[object]) -> str:
 def printable(text: str) -> str:
     """`text` on one line and without control characters, which a foreign recipe could aim at the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error of another library says, its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def shown(value: Any) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where
+from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
+from thurl.recipe.validate import load_recipe
+
+
+TINY = Path(__file__).parents[2] / "recipes" / "tiny" / "visualquality_r1.yaml"
 
 
 def test_costs():
@@ -17,6 +22,16 @@ def test_costs():
 def test_losses():
     assert logged_losses([{"loss": 2.0}, {"lr": 1.0}, {"loss": 1.0}]) == {"loss_first": 2.0, "loss_last": 1.0}
     assert logged_losses([{"lr": 1.0}]) == {"loss_first": None, "loss_last": None}
+
+
+def test_no_secret_of_the_recipe_is_written(tmp_path):
+    overrides = ["hub.base_model=https://ann:pass-word@host/model"]
+    recipe = load_recipe(TINY, overrides).recipe
+    path = tmp_path / "results.json"
+    written = write_run_results(str(path), recipe, {"seed": 0, "seconds": 1.0}, str(TINY), overrides)
+    assert written["settings"]["hub"]["base_model"] == "https://(hidden)@host/model"
+    assert written["settings"]["training"] == recipe.training
+    assert "pass-word" not in path.read_text()
 
 
 def test_cells_are_no_markup(capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from thurl.errors import UsageError
 from thurl.recipe import shipped
-from thurl.recipe.document import read_document
+from thurl.recipe.document import read_document, written
 from thurl.recipe.shipped import find_recipe, recipe_summary, shipped_recipes
 from thurl.recipe.validate import load_recipe, resolved
 
@@ -32,7 +32,47 @@ def test_every_recipe_is_valid_executable_and_explained(path):
     assert len(ast.parse(path.read_text()).body) == 1
     assert recipe_summary(path)
     assert all("get it from https://" in line for line in loaded.missing)
-    resolved(loaded.recipe)
+
+
+def assert_shown_again(recipe, defaults, folder):
+    shown = resolved(recipe, defaults=defaults)
+    again = folder / "again.yaml"
+    again.write_text(written(shown), encoding="utf-8")
+    reloaded = load_recipe(again).recipe
+    assert resolved(reloaded, defaults=defaults) == shown
+    # Nothing that counts was left out: the run gets the same.
+    assert reloaded.model_dump(exclude={"training"}) == recipe.model_dump(exclude={"training"})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_what_is_shown_is_the_recipe_again(path, tmp_path):
+    recipe = load_recipe(path).recipe
+    for defaults in (False, True):
+        assert_shown_again(recipe, defaults, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("tiny/distill_rate_utility", ["utility.kind=gm", "utility.inner_steps=2"]),
+        ("tiny/distill_rate_utility", ["data.source={format: photo_patches, folder: recipes, patch: 8}"]),
+        ("tiny/face_restoration", ["data.crop=random", "data.zoom=[0.5, 1.0]"]),
+        ("tiny/face_restoration", ["model={name_or_path: recipes}"]),
+        ("tiny/face_restoration", ["losses.features={kind: clip, path: recipes, weight: 1, layers: ['2']}"]),
+        ("tiny/cldyb", ["data={sources: [{hub: a/b, split: test}, {arrays: README.md}]}"]),
+        ("tiny/cldyb", ["data={manifest: README.md}"]),
+        ("tiny/deepfake_mtl", ["model={start: folder, path: recipes}"]),
+        (
+            "tiny/exif_ordinal",
+            ["detector.photographs={format: folder, folder: recipes}", "detector.calibration_share=0.3"],
+        ),
+        ("tiny/visualquality_r1", ["reward={kind: threshold, threshold: 0.3}"]),
+        ("tiny/visualquality_r1", ["hub.tags=['1e-6', 'no', '1:30', '0123', null-ish]"]),  # texts for YAML 1.2 or 1.1
+    ],
+)
+def test_what_is_shown_with_overrides_is_the_recipe_again(name, overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert_shown_again(load_recipe(find_recipe(name), overrides).recipe, False, tmp_path)
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "recipes"], ids=name_of)

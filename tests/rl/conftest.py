@@ -8,6 +8,20 @@ from thurl.data.records import RatedImage
 from thurl.rl.tiny import build_tiny_qwen2_5_vl
 
 
+SIZES = [(56, 56), (84, 112), (200, 60), (112, 112), (28, 300)]
+
+
+def pictures(n: int = 5, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    sizes = [SIZES[i % len(SIZES)] for i in range(n)]
+    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_tiny_qwen2_5_vl(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Folder with model and processor of the default tiny Qwen2.5-VL, seed 0. Do not write into it."""

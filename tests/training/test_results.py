@@ -60,6 +60,25 @@ def test_numpy_values_become_json(tmp_path):
     assert json.loads((tmp_path / "b.json").read_text())["overrides"] == {"path": str(tmp_path)}
 
 
+def test_no_secret_of_the_command_line_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "unusual-token-123")
+    overrides = [
+        "data.train.0.obtain=https://ann:pass-word@host/file",
+        "hub.tags=[unusual-token-123]",
+        "report.html=page.html",
+    ]
+    path = tmp_path / "a.json"
+    written = write_results(path, recipe="demo", runs=RUNS, overrides=overrides)
+    assert written["overrides"] == [
+        "data.train.0.obtain=https://(hidden)@host/file",
+        "hub.tags=[(hidden)]",
+        "report.html=page.html",
+    ]
+    write_results(tmp_path / "b.json", recipe="demo", runs=RUNS, overrides={"key": ["hf_abcdefghij", 3]})
+    assert read_results(tmp_path / "b.json")["overrides"] == {"key": ["(hidden)", 3]}
+    assert "pass-word" not in path.read_text() and "unusual" not in path.read_text()
+
+
 def test_all_problems_come_together_and_nothing_is_written(tmp_path):
     path = tmp_path / "bad.json"
     with pytest.raises(DataError) as caught:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from thurl.recipe.fields import Problem, method_problems
 from thurl.recipe.methods import Method
-from thurl.recipe.sections import Section, TrainingFields
+from thurl.recipe.sections import MethodRecipe, Section, TrainingFields
 
 
 METHOD = Method(
@@ -27,7 +27,7 @@ class DataSection(Section):
     """Largest blur, in passes of a 3x3 mean."""
 
 
-class BlurJudgeRecipe(Section):
+class BlurJudgeRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields."""
 
     training_schema: ClassVar[str] = "training_arguments"

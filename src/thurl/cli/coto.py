@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thurl.cli.devices import usable_device
-from thurl.cli.output import check_plot, echo_json
+from thurl.cli.output import check_plot, echo_json, number, table
 from thurl.cli.progress import progress
 from thurl.errors import UsageError
 
@@ -139,9 +139,9 @@ def interpolate(
         echo_json(document)
         return
     if text_loss is not None:
-        _table(["lambda", "loss"], zip(document["lambdas"], document["losses"], strict=True))
+        table(["lambda", "loss"], list(zip(document["lambdas"], document["losses"], strict=True)))
         typer.echo(
-            f"barrier {_number(curve.barrier)} at lambda {_number(curve.at)} ({space.value} space, nats per token)"
+            f"barrier {number(curve.barrier)} at lambda {number(curve.at)} ({space.value} space, nats per token)"
         )
     _say_written(document, plot)
 
@@ -188,7 +188,7 @@ def merge(
     if as_json:
         echo_json(document)
         return
-    _table(
+    table(
         ["method", "kind", "modules", "ranks", "distance to mean update"],
         [[method.value, merged.kind, len(merged.modules), _ranks(merged), document["distance_to_mean"]]],
     )
@@ -234,7 +234,7 @@ def prune(
     if as_json:
         echo_json(document)
         return
-    _table(
+    table(
         ["kind", "modules", "of", "entries", "zeros"],
         [[after.kind, len(after.modules), len(before.modules), entries, zeros]],
     )
@@ -313,10 +313,11 @@ def shapley(
     if as_json:
         echo_json(document)
         return
-    _table([by.value, "value", "std error"], zip(result.players, result.values, result.std_errors, strict=True))
+    rows = list(zip(result.players, result.values, result.std_errors, strict=True))
+    table([by.value, "value", "std error"], rows)
     typer.echo(
-        f"minus loss {_number(result.v_empty)} without, {_number(result.v_full)} with the adapter; sum of values off "
-        f"by {result.gap:.1e}; CV {_number(result.cv)}; top third {_number(top)}; {result.evaluations} coalitions "
+        f"minus loss {number(result.v_empty)} without, {number(result.v_full)} with the adapter; sum of values off "
+        f"by {result.gap:.1e}; CV {number(result.cv)}; top third {number(top)}; {result.evaluations} coalitions "
         f"({chosen})"
     )
     _say_written({}, plot)
@@ -370,26 +371,6 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         return [float(word) for word in _words(text)]
     except ValueError:
         raise UsageError(f"{option} is {text!r}: numbers with commas between them are needed, as in 1,2,1") from None
-
-
-def _number(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.4g}" if math.isfinite(value) else "-"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    cells = [[_number(cell) for cell in row] for row in rows]
-    for i, heading in enumerate(headings):
-        numeric = all(row[i][-1:].isdigit() or row[i] == "-" for row in cells)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
 
 
 def _say_written(document: dict[str, Any], plot: Path | None = None) -> None:

@@ -64,13 +64,11 @@ def show(
     debug: _Debug = False,
 ) -> None:
     """Print a recipe fully resolved: overrides applied, defaults filled in."""
-    import yaml
-
+    from thurl.recipe.document import written
     from thurl.recipe.validate import load_recipe, resolved
 
     loaded = load_recipe(find_recipe(recipe), overrides or ())
-    data = resolved(loaded.recipe, defaults=defaults)
-    typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=119), nl=False)
+    typer.echo(written(resolved(loaded.recipe, defaults=defaults)), nl=False)
 
 
 def copy(

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.clustering import cluster_labels, pick_members, task_embeddings
-from thurl.continual.evaluator import Evaluator, Tasks, one_thread
+from thurl.continual.evaluator import Evaluator, Tasks
 from thurl.continual.learner import current_features
 from thurl.continual.mdp import SearchSettings
 from thurl.continual.metrics import average_forgetting, average_learning_accuracy
 from thurl.continual.ridge import class_means, cosine_logits
 from thurl.continual.sampling import free_classes, greedy_tasks, keyed_generator, mean_similarity, random_task
+from thurl.training.threads import one_thread
 
 
 __all__ = ["Candidates", "ClosedFormProxy"]

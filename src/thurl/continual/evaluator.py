@@ -28,9 +28,10 @@ from thurl.continual.learner import Learner, LearnerError, State, learn_task, st
 from thurl.continual.prefix_store import Outcome, PrefixStore, prefix_key
 from thurl.continual.ranks import Ranks
 from thurl.errors import UsageError
+from thurl.training.threads import one_thread
 
 
-__all__ = ["Cost", "Evaluator", "Tasks", "one_thread"]
+__all__ = ["Cost", "Evaluator", "Tasks"]
 
 Tasks = tuple[tuple[int, ...], ...]
 """A sequence: numbers of the classes of each task."""
@@ -260,17 +261,6 @@ def _laid_out(state: State, before: State) -> State:
         name: value if value is before.get(name) else value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums on several threads may differ in the last bit from those on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _worker: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from thurl.continual.class_data import SPLITS
-from thurl.data.images import HUB_PREFIX
+from thurl.data.hub_pictures import is_hub_image
 from thurl.errors import DataError, UsageError
 from thurl.training.results import write_atomically
 
@@ -260,7 +260,7 @@ def alias_name(class_name: str) -> str:
 
 def moved(image: str, old: Path, new: Path) -> str:
     """A reference relative to folder `old`, made relative to folder `new`."""
-    if image.startswith(HUB_PREFIX):
+    if is_hub_image(image):
         return image
     prefix = ARRAY_PREFIX if image.startswith(ARRAY_PREFIX) else ""
     path, mark, row = image.removeprefix(prefix).rpartition("#") if prefix else (image, "", "")
@@ -275,7 +275,7 @@ def raise_problems(problems: Sequence[str], what: str) -> None:
 
 
 def _outside(image: str) -> bool:
-    if image.startswith(HUB_PREFIX):
+    if is_hub_image(image):
         return False
     path = os.path.normpath(image.removeprefix(ARRAY_PREFIX))
     return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from thurl.continual.pool import ARRAY_PREFIX, Sample, raise_problems
-from thurl.data.formats.hub import hub_reference, hub_table, read_hub_image
+from thurl.data.hub_pictures import hub_reference, hub_table, is_hub_image, read_hub_image
 from thurl.data.image_files import IMAGE_ENDINGS
-from thurl.data.images import HUB_PREFIX, ImageError, open_image
+from thurl.data.images import ImageError, open_image
 from thurl.errors import DataError, UsageError
 
 
@@ -165,7 +165,7 @@ def read_picture(image: str, root: Path, sha256: str) -> Image.Image | np.ndarra
         array = images[int(row)]
         _same(image, _array_digest(array), sha256)
         return array
-    if image.startswith(HUB_PREFIX):
+    if is_hub_image(image):
         label, content = read_hub_image(image)
     else:
         label = str(root / image)

@@ -28,11 +28,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from thurl.errors import DataError
+from thurl.data.hub_pictures import is_hub_image, read_hub_image
+from thurl.errors import ImageError
 
 
-__all__ = ["ALLOWED_FORMATS", "BLACK", "HUB_PREFIX", "WHITE", "ImageError", "ensure_min_side", "is_hub_image",
-           "open_image"]  # fmt: skip
+__all__ = ["ALLOWED_FORMATS", "BLACK", "WHITE", "ImageError", "ensure_min_side", "open_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,6 @@ ALLOWED_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 # The size at which Pillow itself turns from a warning to an error: 0.5 GiB of RGB.
 MAX_PIXELS = 178_956_970
-
-# A picture inside a data set of the Hub: this prefix and a JSON object, see thurl.data.formats.hub.
-HUB_PREFIX = "hub-image:"
 
 WHITE = (255, 255, 255, 255)
 BLACK = (0, 0, 0, 255)
@@ -59,10 +56,6 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(DataError):
-    """A picture that cannot be used; the message names it, says what is wrong and what to do."""
 
 
 def open_image(
@@ -105,8 +98,6 @@ def open_image(
             io.BytesIO(source), name or "picture", max_pixels, formats, min_side, upright, background, notes
         )
     if is_hub_image(source):
-        from thurl.data.formats.hub import read_hub_image
-
         label, content = read_hub_image(str(source))
         name = name or label
         return open_image(
@@ -165,11 +156,6 @@ def ensure_min_side(image: Image.Image, min_side: int = 28, *, max_ratio: float 
     scale = min_side / short
     size = (max(min_side, round(width * scale)), max(min_side, round(height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def is_hub_image(source: object) -> bool:
-    """Whether `source` names a picture inside a Hub data set rather than a file."""
-    return isinstance(source, str) and source.startswith(HUB_PREFIX)
 
 
 def _decode(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from thurl.errors import DataError
 
 
-__all__ = ["RatedImage", "RowProblems", "check_rated_images", "parse_number"]
+__all__ = ["RatedImage", "RowProblems", "check_rated_images", "listed", "parse_number"]
 
 # How many bad rows an error message lists; the rest is counted.
 SHOWN = 20
@@ -100,11 +100,15 @@ class RowProblems:
         problems = sorted(self.problems)
         bad_rows = len({(file, row) for file, row, _ in problems})
         lines = [f"{self.source}: {bad_rows} row{'s' if bad_rows != 1 else ''} cannot be used"]
-        lines += [f"  {file} row {row}: {text}".replace("   row", "  row") for file, row, text in problems[:SHOWN]]
-        if len(problems) > SHOWN:
-            lines.append(f"  ... and {len(problems) - SHOWN} more")
+        lines.append(listed([f"{file} row {row}: {text}".removeprefix(" ") for file, row, text in problems]))
         lines.append(self.fix)
         raise DataError("\n".join(lines))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first 20 lines of a message, indented, and the count of the others."""
+    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join([f"  {line}" for line in lines[:SHOWN]] + more)
 
 
 def parse_number(value: object, name: str, *, minimum: float | None = None) -> float:

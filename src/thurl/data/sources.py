@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from thurl.data.formats.tables import read_text, require_choice
-from thurl.data.images import MAX_PIXELS, ImageError, is_hub_image, open_image
+from thurl.data.hub_pictures import is_hub_image
+from thurl.data.images import MAX_PIXELS, ImageError, open_image
 from thurl.data.labels import LABEL_FORMATS, read_labels
-from thurl.data.records import SHOWN, RatedImage, RowProblems, check_rated_images
+from thurl.data.records import RatedImage, RowProblems, check_rated_images, listed
 from thurl.data.splits import select_references, select_split
 from thurl.data.summary import summary
 from thurl.errors import DataError, MissingRequirementError, UsageError
@@ -189,15 +190,15 @@ def check_pictures(
     bad = [result for result in results if result is not None]
     if not bad:
         return list(records)
-    listed = _listed(bad)
+    lines = listed(bad)
     if on_corrupt == "error":
         raise DataError(
-            f"{len(bad)} of {len(records)} pictures cannot be used:\n{listed}\n"
+            f"{len(bad)} of {len(records)} pictures cannot be used:\n{lines}\n"
             "Replace them, remove their rows, or set on_corrupt: skip."
         )
     if len(bad) == len(records):
-        raise DataError(f"not one of the {len(records)} pictures can be used:\n{listed}\nGive other pictures.")
-    logger.warning("%d of %d pictures left out because they cannot be used:\n%s", len(bad), len(records), listed)
+        raise DataError(f"not one of the {len(records)} pictures can be used:\n{lines}\nGive other pictures.")
+    logger.warning("%d of %d pictures left out because they cannot be used:\n%s", len(bad), len(records), lines)
     return [record for record, result in zip(records, results, strict=True) if result is None]
 
 
@@ -291,13 +292,8 @@ def _missing(missing: Sequence[RatedImage], total: int, root: Path | None) -> st
         hint = f"The picture folder {root} is empty; download the data set into it."
     elif root is not None:
         hint = f"Check the picture folder {root}: are the pictures in another folder below it?"
-    listed = _listed([record.where for record in missing])
-    return f"{len(missing)} of {total} pictures are missing:\n{listed}\n{hint}"
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join([f"  {line}" for line in lines[:SHOWN]] + more)
+    lines = listed([record.where for record in missing])
+    return f"{len(missing)} of {total} pictures are missing:\n{lines}\n{hint}"
 
 
 def _warn_without_partner(records: Sequence[RatedImage]) -> None:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.forensics.processing import FaceImageProcessor
+from thurl.messages import first_line
 from thurl.training.tensor_files import UNFIT
 
 
@@ -110,8 +111,7 @@ def processor_of(name_or_path: str | os.PathLike[str], makers: str) -> FaceImage
 def _not_there(
     name_or_path: str | os.PathLike[str], file: str, error: Exception, makers: str
 ) -> MissingRequirementError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return MissingRequirementError(
-        f"model {os.fspath(name_or_path)!r}: no usable {file} ({reason}). Give a folder that {makers} wrote, or the "
-        "name of a repository of the Hub"
+        f"model {os.fspath(name_or_path)!r}: no usable {file} ({first_line(error)}). Give a folder that {makers} "
+        "wrote, or the name of a repository of the Hub"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from thurl.errors import MissingRequirementError
 from thurl.hub.names import is_hub_name
 from thurl.hub.secrets import without_secrets
+from thurl.messages import first_line
 
 
 __all__ = ["hub_file", "hub_folder", "snapshot"]
@@ -56,7 +57,7 @@ def hub_file(name_or_path: str | os.PathLike[str], file: str, *, repo_type: str 
 
 def _not_given(name: str, repo_type: str, error: Exception) -> str:
     kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
-    reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    reason = without_secrets(first_line(error))
     return (
         f"{name}: nothing of that name here, and the Hub does not give it: {reason}. Check the name, or download it "
         f"on a machine with network (`hf download {name}{kind} --local-dir FOLDER`) and give the folder"

@@ -7,11 +7,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 
-__all__ = ["HideSecrets", "hide_secrets", "known_tokens", "without_secrets"]
+__all__ = ["HideSecrets", "hide_secrets", "known_tokens", "texts_without_secrets", "without_secrets"]
 
 HIDDEN = "(hidden)"
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -50,6 +51,20 @@ def without_secrets(text: str, tokens: Sequence[str] | None = None) -> str:
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
+
+
+def texts_without_secrets(values: Any) -> Any:
+    """Plain data with `without_secrets` applied to every text in it; keys of mappings stay."""
+    tokens = known_tokens()
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            return without_secrets(value, tokens)
+        if isinstance(value, Mapping):
+            return {key: hidden(item) for key, item in value.items()}
+        return [hidden(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return hidden(values)
 
 
 class HideSecrets(logging.Filter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from thurl.recipe.afine_sections import (
     AdapterStageSection,
@@ -20,7 +20,7 @@ from thurl.recipe.afine_sections import (
     StageSection,
 )
 from thurl.recipe.fields import Problem, method_problems, usable_fields
-from thurl.recipe.sections import HubSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, TrainingFields
 
 
 __all__ = ["AFineRecipe", "rated", "source_name"]
@@ -30,7 +30,7 @@ STAGES = ("naturalness", "fidelity", "adapter")
 _UNRATED = ("triplets", "diffiqa")
 
 
-class AFineRecipe(Section):
+class AFineRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields, which each stage may change."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -80,11 +80,6 @@ class AFineRecipe(Section):
             if watches and data is not None and not data.validation:
                 found.append((("training", "eval_strategy"), "needs data to evaluate on: add `data.validation`"))
         return found + _calibration_problems(sections)
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> AFineRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     def stage_training(self, stage: str) -> dict[str, Any]:
         """Fields of `TrainingArguments` of one stage."""

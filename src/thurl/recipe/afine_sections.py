@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from thurl.data.labels import LABEL_FORMATS
 from thurl.messages import nearest
 from thurl.recipe.fields import Problem
-from thurl.recipe.sections import Section, TrainingFields, raise_problems
+from thurl.recipe.sections import Section, TrainingFields, raise_problems, start_problems
 
 
 __all__ = [
@@ -84,13 +84,7 @@ class AFineModelSection(Section):
     """Form of the adapter; that of the model, or `official` for a new one, when left out."""
 
     def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if (self.name_or_path is None) == (self.tiny is None):
-            have = "both" if self.tiny else "neither"
-            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
-        if self.revision and self.tiny:
-            found.append((("revision",), "a `tiny` model is built on the spot and has no revision"))
-        return found
+        return start_problems(self)
 
 
 class PairSource(Section):

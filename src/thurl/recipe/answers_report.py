@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
+from thurl.recipe.run_record import costs, logged_losses, logged_points, print_table, say_where, write_run_results
 from thurl.training.answer_page import AnswerCard, write_answer_page
 from thurl.training.timing import phase_rows
 
@@ -128,7 +128,7 @@ def _write_html(
     curves = {
         "Loss": _lines(main, control, lambda run: [(e["step"], e["loss"]) for e in run.log if "loss" in e]),
         "Reward": _lines(main, control, lambda run: [(e["step"], e["reward"]) for e in run.log if "reward" in e]),
-        "Share of adapters on": {"run": _points(main.log, "coto/active_frac")},
+        "Share of adapters on": {"run": logged_points(main.log, "coto/active_frac")},
         "Accuracy": _lines(main, control, lambda run: [(e["step"], e["accuracy"]) for e in run.watched]),
     }
     facts = [
@@ -167,11 +167,6 @@ def _write_html(
         notes=notes,
         timing=phase_rows(main.timing["seconds"], main.timing["steps"]) if main.timing else (),
     )
-
-
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _lines(

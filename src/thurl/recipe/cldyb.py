@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from thurl.recipe.cldyb_sections import (
     CLDyBBaselinesSection,
@@ -20,7 +20,7 @@ from thurl.recipe.cldyb_sections import (
 from thurl.recipe.fields import Problem, usable_fields
 from thurl.recipe.hub import PUSH_FIELDS, hub_problems
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.sections import HubSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, TrainingFields
 
 
 __all__ = ["CLDyBRecipe"]
@@ -28,7 +28,7 @@ __all__ = ["CLDyBRecipe"]
 _TRAINING = ("output_dir", "seed", "use_cpu", *PUSH_FIELDS)
 
 
-class CLDyBRecipe(Section):
+class CLDyBRecipe(MethodRecipe):
     """`training` says where and with which seed; how a learner trains is an option of it."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -72,11 +72,6 @@ class CLDyBRecipe(Section):
         if sections.get("individual") and replay is not None and not replay.seeds:
             found.append((("individual",), "compares sequences trained again; give `replay.seeds`"))
         return found + _pool_problems(sections) + _encoder_problems(sections)
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> CLDyBRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     @property
     def packages(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from accelerate import PartialState
 
 from thurl.continual.class_data import ClassData
 from thurl.continual.contamination import class_contamination
-from thurl.continual.evaluator import one_thread
 from thurl.continual.learner import Learner
 from thurl.continual.learners import learners_of
 from thurl.continual.pool import ClassPool, make_pool, read_pool
@@ -25,6 +24,7 @@ from thurl.continual.vision_encoders import LoadedEncoder, load_encoder
 from thurl.recipe.cldyb import CLDyBRecipe
 from thurl.recipe.visualquality_r1_data import fingerprint
 from thurl.training.results import write_atomically
+from thurl.training.threads import one_thread
 
 
 __all__ = ["CLDyBStudy", "load_study"]

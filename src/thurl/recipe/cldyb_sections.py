@@ -11,7 +11,7 @@ from thurl.errors import UsageError
 from thurl.messages import nearest, shown
 from thurl.recipe.fields import Problem, check_options
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.sections import Section, raise_problems
+from thurl.recipe.sections import Section, raise_problems, start_problems
 
 
 __all__ = [
@@ -62,10 +62,7 @@ class CLDyBModelSection(Section):
     """For CLIP's zero-shot accuracy of each class, with `{}` for its name."""
 
     def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if (self.name_or_path is None) == (self.tiny is None):
-            have = "both" if self.tiny else "neither"
-            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
+        found = start_problems(self)
         if self.prompt_template is not None:
             if self.tiny is not None:
                 found.append((("prompt_template",), "is for CLIP; a `tiny` encoder reads no text"))
@@ -98,10 +95,11 @@ class PoolSource(Section):
             found.append(
                 ((), f"give one of `folder`, `arrays`, `hub`; the source has {' and '.join(kinds) or 'none'}")
             )
-        if self.hub is None:
-            extra = [name for name in ("image", "label", "split") if name in self.model_fields_set]
-            found += [((name,), "is for `hub`; remove it") for name in extra]
         return found
+
+    def unused(self) -> dict[str, str]:
+        """Columns and part of a data set of the Hub, for the others."""
+        return {} if self.hub is not None else dict.fromkeys(("image", "label", "split"), "is for `hub`; remove it")
 
 
 class DigitsPool(Section):
@@ -135,19 +133,23 @@ class CLDyBDataSection(Section):
     """Where to get the manifest."""
 
     def problems(self) -> list[Problem]:
-        kinds = [name for name in ("sources", "manifest", "digits") if getattr(self, name)]
-        found: list[Problem] = []
+        kinds = self._kinds()
         if len(kinds) != 1:
             have = " and ".join(kinds) or "none"
-            found.append((("sources",), f"give one of `sources`, `manifest`, `digits`; the recipe has {have}"))
+            return [(("sources",), f"give one of `sources`, `manifest`, `digits`; the recipe has {have}")]
+        return []
+
+    def unused(self) -> dict[str, str]:
+        """What belongs to other kinds of pools."""
         owners = {
             **dict.fromkeys(("cap", "names_differ", "on_small", "on_corrupt"), "sources"),
             **dict.fromkeys(("allow_outside", "obtain"), "manifest"),
         }
-        for name, owner in owners.items():
-            if name in self.model_fields_set and kinds and owner not in kinds:
-                found.append(((name,), f"is for `{owner}`; remove it"))
-        return found
+        kinds = self._kinds()
+        return {name: f"is for `{owner}`; remove it" for name, owner in owners.items() if kinds and owner not in kinds}
+
+    def _kinds(self) -> list[str]:
+        return [name for name in ("sources", "manifest", "digits") if getattr(self, name)]
 
 
 def _learner(values: dict[str, Any]) -> dict[str, Any]:

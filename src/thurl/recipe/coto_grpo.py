@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from thurl.recipe.adapters import AdapterSection
 from thurl.recipe.coto import CoToSection, coto_problems
 from thurl.recipe.fields import Problem, grpo_problems
-from thurl.recipe.sections import GRPOFields, HubSection, ReportSection, Section, raise_problems
+from thurl.recipe.sections import GRPOFields, HubSection, MethodRecipe, ReportSection
 from thurl.recipe.text_sections import (
     AnswersSection,
     ExactRewardSection,
@@ -25,7 +23,7 @@ from thurl.recipe.text_sections import (
 __all__ = ["CoToGRPORecipe"]
 
 
-class CoToGRPORecipe(Section):
+class CoToGRPORecipe(MethodRecipe):
     """`training` holds verbatim `trl.GRPOConfig` fields."""
 
     training_schema: ClassVar[str] = "grpo_config"
@@ -60,8 +58,3 @@ class CoToGRPORecipe(Section):
                 message = "must stay no: answers are evaluated by the section `evaluation` (`every_steps`)"
                 found.append((("training", "eval_strategy"), message))
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> CoToGRPORecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from thurl.recipe.adapters import AdapterSection
 from thurl.recipe.coto import CoToSection, coto_problems
 from thurl.recipe.fields import Problem, field_value, sft_problems, usable_fields
-from thurl.recipe.sections import HubSection, ReportSection, Section, SFTFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, SFTFields
 from thurl.recipe.text_sections import (
     AnswersSection,
     LanguageModelSection,
@@ -24,7 +22,7 @@ from thurl.recipe.text_sections import (
 __all__ = ["CoToSFTRecipe"]
 
 
-class CoToSFTRecipe(Section):
+class CoToSFTRecipe(MethodRecipe):
     """`training` holds verbatim `trl.SFTConfig` fields."""
 
     training_schema: ClassVar[str] = "sft_config"
@@ -58,8 +56,3 @@ class CoToSFTRecipe(Section):
                     (("training", name), "needs `model.attn_implementation: flash_attention_2`; others mix the rows")
                 )
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> CoToSFTRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from thurl.recipe.adapters import AdapterSection, adapter_problems
 from thurl.recipe.coto import CoToSection, coto_problems
 from thurl.recipe.fields import Problem, field_value, sft_problems, usable_fields
@@ -18,19 +16,18 @@ from thurl.recipe.sections import (
     DataSection,
     EvaluationSection,
     HubSection,
+    MethodRecipe,
     ModelSection,
     ReportSection,
-    Section,
     SFTFields,
     WarmStartSection,
-    raise_problems,
 )
 
 
 __all__ = ["CoToVLMRecipe"]
 
 
-class CoToVLMRecipe(Section):
+class CoToVLMRecipe(MethodRecipe):
     """`training` holds verbatim `trl.SFTConfig` fields."""
 
     training_schema: ClassVar[str] = "sft_config"
@@ -77,8 +74,3 @@ class CoToVLMRecipe(Section):
             if field_value(usable, name, cls.training_schema):
                 found.append((("training", name), "is not possible with pictures (TRL); remove it"))
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> CoToVLMRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from thurl.messages import nearest
 from thurl.recipe.deepfake_sections import (
     DeepFakeDataSection,
@@ -20,7 +18,7 @@ from thurl.recipe.deepfake_sections import (
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
 from thurl.recipe.method_sections import OptimizerSection, absent_pictures
-from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, TrainingFields
 
 
 __all__ = ["DeepFakeRecipe"]
@@ -32,7 +30,7 @@ _MEASURED = (
 """What `thurl.forensics.deepfake.validation` measures, written out since a recipe is checked without torch."""
 
 
-class DeepFakeRecipe(Section):
+class DeepFakeRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields. Without `bilevel` all weights stay 1."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -92,11 +90,6 @@ class DeepFakeRecipe(Section):
                 if source.format == "manifest" and os.path.isfile(source.manifest):
                     missing += _absent_pictures(source, self.model.graph)
         return missing
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> DeepFakeRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
 
 def _absent_pictures(source: Any, graph: str) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -13,7 +12,7 @@ from thurl.forensics.perturbations import PERTURBATIONS
 from thurl.messages import nearest
 from thurl.recipe.fields import Problem
 from thurl.recipe.method_sections import TaskWeightsSection
-from thurl.recipe.sections import Section
+from thurl.recipe.sections import Section, format_tag
 
 
 __all__ = [
@@ -74,12 +73,16 @@ class DeepFakeModelSection(Section):
             found.append((("path",), f"is needed by `start: {self.start}`: the folder to start from"))
         if self.start == "random" and self.path is not None:
             found.append((("path",), "is not used by `start: random`; set another `start`, or remove it"))
-        taken = {"normalize", "scale", "learn_scale"} & self.model_fields_set
-        if self.start == "folder" and taken:
-            found += [((name,), "is the model's own in `start: folder`; remove it") for name in sorted(taken)]
         if self.start != "random" and self.tiny is not None:
             found.append((("tiny",), f"builds a model of its own, and `start: {self.start}` loads one; remove one"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """What a model of this method brings along."""
+        if self.start != "folder":
+            return {}
+        names = ("normalize", "scale", "learn_scale")
+        return dict.fromkeys(names, "is the model's own in `start: folder`; remove it")
 
 
 class DeepFakeLossSection(Section):
@@ -158,14 +161,9 @@ class DrawnFacesSource(Section):
         return found
 
 
-def _tag(value: Any) -> str:
-    kind = value.get("format") if isinstance(value, Mapping) else getattr(value, "format", None)
-    return f"<{kind}>"
-
-
 _Source = Annotated[
     Annotated[FacesManifestSource, Tag("<manifest>")] | Annotated[DrawnFacesSource, Tag("<drawn>")],
-    Discriminator(_tag),
+    Discriminator(format_tag),
 ]
 _Sources = Annotated[tuple[_Source, ...], Field(strict=False, min_length=1)]
 

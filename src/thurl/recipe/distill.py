@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from thurl.recipe.distill_judging import (
     BaselinesSection,
     ChoiceSection,
@@ -24,13 +22,13 @@ from thurl.recipe.distill_sections import (
     WarmUpSection,
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.sections import HubSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, TrainingFields
 
 
 __all__ = ["DistillRecipe"]
 
 
-class DistillRecipe(Section):
+class DistillRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields of the joint run."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -69,11 +67,6 @@ class DistillRecipe(Section):
         if choice is not None and evaluation is not None and set(choice.seeds) & set(evaluation.seeds):
             found.append((("choice", "seeds"), "must differ from `evaluation.seeds`: what chose must not judge"))
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> DistillRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     def missing_weights_and_data(self) -> list[str]:
         """Nothing beyond the folders of `files`, which have been looked up: there are no weights to start from."""

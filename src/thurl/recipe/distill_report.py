@@ -17,7 +17,7 @@ from thurl.recipe.distill_choice import Choice
 from thurl.recipe.distill_coding import Coded
 from thurl.recipe.distill_data import DistillStudy
 from thurl.recipe.distill_stages import Stage
-from thurl.recipe.run_record import print_table, say_where, write_run_results
+from thurl.recipe.run_record import logged_points, print_table, say_where, write_run_results
 from thurl.training.picture_page import PictureRow, write_picture_page
 from thurl.training.timing import phase_rows
 
@@ -222,10 +222,10 @@ def _write_html(
     joint, fitted = outcome.joint, outcome.reference
     lines = {"joint run": joint.log, "warm-up to the size": fitted.log}
     curves = {
-        title: {name: _points(log, key) for name, log in lines.items() if any(key in entry for entry in log)}
+        title: {name: logged_points(log, key) for name, log in lines.items() if any(key in entry for entry in log)}
         for title, key in (("Bits per pixel", "terms/rate"), ("Bits of latents", "rate/bits"))
     }
-    curves["Utility"] = {"joint run": _points(joint.log, "terms/utility")}
+    curves["Utility"] = {"joint run": logged_points(joint.log, "terms/utility")}
     pictures = []
     if count:
         real = (outcome.targets * 255).round().to(torch.uint8)
@@ -266,8 +266,3 @@ def _write_html(
         notes=notes,
         timing=phase_rows(joint.timing["seconds"], joint.timing["steps"]) if joint.timing else (),
     )
-
-
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
-    return [step for step, _ in pairs], [value for _, value in pairs]

@@ -95,6 +95,10 @@ class DistillSource(Section):
             found.append((("folder",), f"{message} `format: {self.format}`"))
         if self.format == "imagenet" and self.subset is None:
             found.append((("subset",), "is needed by `format: imagenet`"))
+        return found
+
+    def unused(self) -> dict[str, str]:
+        """What belongs to other formats."""
         owners = {
             "channels": ("folder", "photo_patches"),
             "subset": ("imagenet",),
@@ -102,10 +106,11 @@ class DistillSource(Section):
             "patch": ("photo_patches",),
             "max_classes": ("photo_patches",),
         }
-        for name, formats in owners.items():
-            if name in self.model_fields_set and self.format not in formats and getattr(self, name) is not None:
-                found.append(((name,), f"is for `format: {'` or `'.join(formats)}`; remove it"))
-        return found
+        return {
+            name: f"is for `format: {'` or `'.join(formats)}`; remove it"
+            for name, formats in owners.items()
+            if self.format not in formats
+        }
 
 
 class DistillDataSection(Section):
@@ -194,12 +199,18 @@ class UtilitySection(Section):
         if (self.kind == "tm") != (self.experts is not None):
             message = "is needed by" if self.kind == "tm" else "is not used by"
             found.append((("experts",), f"{message} `kind: {self.kind}`"))
+        return found
+
+    def unused(self) -> dict[str, str]:
+        """What belongs to other kinds."""
         own = {"gm": ("inner_steps", "outer_steps")}
         own["tm"] = ("syn_steps", "syn_batch", "expert_epochs", "max_start_epoch", "teacher_lr", "teacher_lr_lr")
-        for kind, names in own.items():
-            given = [name for name in names if name in self.model_fields_set and kind != self.kind]
-            found += [((name,), f"is for `kind: {kind}`; remove it") for name in given]
-        return found
+        return {
+            name: f"is for `kind: {kind}`; remove it"
+            for kind, names in own.items()
+            for name in names
+            if kind != self.kind
+        }
 
 
 class LambdaStage(Section):

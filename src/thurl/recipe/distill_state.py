@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from thurl.recipe.distill import DistillRecipe
-from thurl.recipe.validate import resolved
 from thurl.training.results import plain, write_atomically
 
 
@@ -28,7 +27,7 @@ def stage_key(recipe: DistillRecipe, sections: Sequence[str]) -> dict[str, Any]:
     Args:
         sections: of the recipe; the seed is always part of them.
     """
-    whole = resolved(recipe)
+    whole = recipe.model_dump(mode="json")
     key = {name: whole[name] for name in sections}
     if "training" in key:
         key["training"] = {name: value for name, value in key["training"].items() if name not in _FREE}

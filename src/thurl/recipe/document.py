@@ -25,7 +25,7 @@ from thurl.errors import UsageError
 from thurl.messages import printable, shown
 
 
-__all__ = ["FOOTER", "HEADER", "Document", "Location", "find_file", "parse_value", "read_document"]
+__all__ = ["FOOTER", "HEADER", "Document", "Location", "find_file", "parse_value", "read_document", "written"]
 
 HEADER = 'if __name__ == "__main__" and __import__("thurl").launch(__file__): r"""'
 FOOTER = '# """'
@@ -47,13 +47,17 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN))$"
-    ),
-    list("-+0123456789."),
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN))$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what is a number for YAML 1.2 only (the text `1e-6`), besides what is one for YAML 1.1."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,11 @@ def parse_value(text: str) -> Any:
     if builder.problems:
         raise UsageError(builder.problems)
     return value
+
+
+def written(data: Any) -> str:
+    """Plain data as a YAML text that `read_document` reads as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119)
 
 
 def read_document(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Document:

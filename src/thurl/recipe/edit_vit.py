@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, Section, TrainingFields
 
 
 __all__ = [
@@ -131,7 +131,7 @@ class EditEvaluationSection(Section):
         return found
 
 
-class EditViTRecipe(Section):
+class EditViTRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -200,11 +200,6 @@ class EditViTRecipe(Section):
         }
         found += [(("training", name), text) for name, (holds, text) in rules.items() if not holds]
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> EditViTRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     def missing_weights_and_data(self) -> list[str]:
         """Weights that are not here, each with the fix; cheap, and without heavy imports."""

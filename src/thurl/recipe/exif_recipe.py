@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import model_validator
-
 from thurl.forensics.exif.calibration import smallest_sample
 from thurl.forensics.exif.pretext import metric_names
 from thurl.forensics.exif.starts import IMAGENET_URL, imagenet_file
@@ -25,7 +23,7 @@ from thurl.recipe.exif_sections import (
 )
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
 from thurl.recipe.method_sections import OptimizerSection, absent_pictures
-from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, TrainingFields
 
 
 __all__ = ["ExifRecipe"]
@@ -33,7 +31,7 @@ __all__ = ["ExifRecipe"]
 _SOURCES = (("data", "source"), ("detector", "photographs"), ("evaluation", "photographs"))
 
 
-class ExifRecipe(Section):
+class ExifRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -122,11 +120,6 @@ class ExifRecipe(Section):
             if getattr(source, "format", None) == "manifest" and os.path.isfile(source.manifest):
                 missing += _absent_pictures(source, f"{section}.{key}")
         return missing
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> ExifRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
 
 def _absent_pictures(source: Any, where: str) -> list[str]:

@@ -194,10 +194,11 @@ class DetectorSection(Section):
     """Part of `photographs` that is kept for calibration."""
     batch_size: int = Field(64, ge=1)
 
-    def problems(self) -> list[Problem]:
-        if self.photographs is None and "calibration_share" in self.model_fields_set:
-            return [(("calibration_share",), "is for `photographs`; without them `data.parts` says it")]
-        return []
+    def unused(self) -> dict[str, str]:
+        """`calibration_share` without `photographs`."""
+        if self.photographs is not None:
+            return {}
+        return {"calibration_share": "is for `photographs`; without them `data.parts` says it"}
 
 
 class FaceEvaluationSection(Section):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from thurl.recipe.sections import Section
+from thurl.recipe.sections import Section, format_tag
 
 
 __all__ = [
@@ -77,22 +76,17 @@ class FakesSource(Section):
     size: int = Field(40, ge=8)
 
 
-def _tag(value: Any) -> str:
-    kind = value.get("format") if isinstance(value, Mapping) else getattr(value, "format", None)
-    return f"<{kind}>"
-
-
 LabelledSource = Annotated[
     Annotated[ManifestSource, Tag("<manifest>")] | Annotated[SimulatedSource, Tag("<simulated>")],
-    Discriminator(_tag),
+    Discriminator(format_tag),
 ]
 PhotographsSource = Annotated[
     Annotated[ManifestSource, Tag("<manifest>")]
     | Annotated[FolderSource, Tag("<folder>")]
     | Annotated[SimulatedSource, Tag("<simulated>")],
-    Discriminator(_tag),
+    Discriminator(format_tag),
 ]
 GeneratedSource = Annotated[
     Annotated[FolderSource, Tag("<folder>")] | Annotated[FakesSource, Tag("<simulated_fakes>")],
-    Discriminator(_tag),
+    Discriminator(format_tag),
 ]

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from thurl.recipe.fields import Problem, field_value, method_problems, usable_fields
-from thurl.recipe.sections import HubSection, ReportSection, Section, TrainingFields, raise_problems
+from thurl.recipe.sections import HubSection, MethodRecipe, ReportSection, Section, TrainingFields
 from thurl.restoration.cleanup import CLEANUPS
 from thurl.restoration.degradation import DegradationConfig, degradation_problems
 
@@ -50,9 +50,6 @@ class RestorationModelSection(Section):
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []
-        if self.name_or_path is not None:
-            given = sorted(self.model_fields_set - {"name_or_path"})
-            found += [((name,), "is fixed by the model of `name_or_path`; remove it") for name in given]
         levels = len(self.hidden_sizes)
         if not levels or len(self.depths) != levels:
             found.append(
@@ -63,6 +60,13 @@ class RestorationModelSection(Section):
         if self.decoder_depths is not None and len(self.decoder_depths) != levels - 1:
             found.append((("decoder_depths",), f"has {len(self.decoder_depths)} levels; it must have {levels - 1}"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """The shape, where a trained network brings its own."""
+        if self.name_or_path is None:
+            return {}
+        shape = [name for name in type(self).model_fields if name != "name_or_path"]
+        return dict.fromkeys(shape, "is fixed by the model of `name_or_path`; remove it")
 
     def network_options(self) -> dict[str, Any]:
         """Keyword arguments of `RestorationConfig`."""
@@ -123,9 +127,11 @@ class RestorationDataSection(Section):
                                 if not getattr(self, name)]  # fmt: skip
         if not 0 < self.zoom[0] <= self.zoom[1]:
             found.append((("zoom",), f"is {list(self.zoom)}, but must be two factors above 0, the smaller one first"))
-        if self.crop == "whole" and "zoom" in self.model_fields_set:
-            found.append((("zoom",), "is for `crop: random`; remove it"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """`zoom` with whole pictures."""
+        return {"zoom": "is for `crop: random`; remove it"} if self.crop == "whole" else {}
 
 
 class DegradationSection(Section):
@@ -172,16 +178,18 @@ class FeatureLossSection(Section):
 
     def problems(self) -> list[Problem]:
         found = _needs_path(self)
-        if self.kind == "afine" and {"network", "layers"} & self.model_fields_set:
-            found.append((("layers",), "A-FINE's own features are used; remove `network` and `layers`"))
-        if self.kind == "clip":
-            if "network" in self.model_fields_set:
-                found.append((("network",), "is for `kind: torchvision`; remove it"))
-            if "layers" not in self.model_fields_set or not all(name.isdigit() for name in self.layers):
-                found.append(
-                    (("layers",), "must be numbers of CLIP's blocks from 1, as text, such as ['4', '8', '12']")
-                )
+        if self.kind == "clip" and not all(name.isdigit() for name in self.layers):
+            found.append((("layers",), "must be numbers of CLIP's blocks from 1, as text, such as ['4', '8', '12']"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """What chooses features of torchvision's networks, and of CLIP's, with the others."""
+        owners = {"network": ("torchvision",), "layers": ("torchvision", "clip")}
+        return {
+            name: f"is for `kind: {'` or `'.join(kinds)}`; remove it"
+            for name, kinds in owners.items()
+            if self.kind not in kinds
+        }
 
 
 class NetworkLossSection(Section):
@@ -248,7 +256,7 @@ class UnrelatedTargetsSection(Section):
     """Of the control; those of the run when left out. Where it leads shows after few."""
 
 
-class FaceRestorationRecipe(Section):
+class FaceRestorationRecipe(MethodRecipe):
     """`training` holds verbatim `transformers.TrainingArguments` fields."""
 
     training_schema: ClassVar[str] = "training_arguments"
@@ -283,11 +291,6 @@ class FaceRestorationRecipe(Section):
             message = "needs the section `evaluation`, which says how the validation pictures are judged"
             found.append((("training", "eval_strategy"), message))
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> FaceRestorationRecipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
     def missing_weights_and_data(self) -> list[str]:
         """Weights that are not here, each with the fix; cheap, and without heavy imports."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from thurl.recipe.run_record import costs, logged_losses, print_table, say_where, write_run_results
+from thurl.recipe.run_record import costs, logged_losses, logged_points, print_table, say_where, write_run_results
 from thurl.training.evaluation import EvaluationResults
 from thurl.training.picture_page import PictureRow, write_picture_page
 from thurl.training.timing import phase_rows
@@ -136,9 +136,11 @@ def _write_html(
     pairs = study.test or study.validation
     curves = {
         "Loss": {
-            name: _points(run.log, "loss") for name, run in (("run", main), ("unrelated targets", control)) if run
+            name: logged_points(run.log, "loss")
+            for name, run in (("run", main), ("unrelated targets", control))
+            if run
         },
-        "PSNR on validation pictures": {"run": _points(main.log, "eval_psnr")},
+        "PSNR on validation pictures": {"run": logged_points(main.log, "eval_psnr")},
     }
     notes = [
         f"Test: {len(pairs)} squares of {pairs.size} pixels from {len(pairs.names)} pictures that were not trained "
@@ -159,8 +161,3 @@ def _write_html(
         notes=notes,
         timing=phase_rows(main.timing["seconds"], main.timing["steps"]) if main.timing else (),
     )
-
-
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
-    return [step for step, _ in pairs], [value for _, value in pairs]

@@ -107,11 +107,10 @@ def finish(recipe: Any) -> None:
 
 def recipe_section(recipe: Any) -> str:
     """The section of a card with the whole recipe, defaults filled in; the home folder is `~`, secrets are hidden."""
-    import yaml
-
+    from thurl.recipe.document import written
     from thurl.recipe.validate import resolved
 
-    text = yaml.safe_dump(resolved(without_push(recipe)), sort_keys=False, allow_unicode=True, width=119)
+    text = written(resolved(without_push(recipe)))
     home = os.path.expanduser("~")
     text = without_secrets(text if len(home) < 2 else text.replace(home, "~"))
     return f"{_HEADING}\n\nAs a file, `thurl train FILE` runs it:\n\n" + fenced(text, "yaml")

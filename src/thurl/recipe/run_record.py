@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thurl.hub.secrets import texts_without_secrets
 from thurl.training.results import plain, write_results
 
 
@@ -32,7 +33,7 @@ def write_run_results(
     Args:
         path: `.json` file.
         recipe: the validated recipe; written as `method` and `settings`, what file and overrides said, which is a
-            recipe again (a recipe holds no credentials).
+            recipe again; secrets are hidden in it and in `overrides`.
         record: with `seed` and `seconds`.
         recipe_path, overrides: what was started.
         more: further entries of the method, JSON values.
@@ -49,7 +50,7 @@ def write_run_results(
         overrides=list(overrides),
         runs=[record],
         method=recipe.method,
-        settings=recipe.model_dump(mode="json", exclude_unset=True),
+        settings=texts_without_secrets(recipe.model_dump(mode="json", exclude_unset=True)),
         **plain(more),
     )
 

@@ -24,6 +24,7 @@ __all__ = [
     "GRPOFields",
     "HubSection",
     "LabelsSource",
+    "MethodRecipe",
     "ModelSection",
     "PromptSection",
     "ReportSection",
@@ -36,7 +37,10 @@ __all__ = [
     "TinyModel",
     "TrainingFields",
     "WarmStartSection",
+    "format_tag",
     "raise_problems",
+    "start_problems",
+    "tuple_of",
 ]
 
 
@@ -58,15 +62,65 @@ class Section(BaseModel):
         """Combinations of fields that make no sense, as `(path inside the section, message)`."""
         return []
 
+    def unused(self) -> dict[str, str]:
+        """Fields that the section's other values leave without a use, each with the message for whoever gives it.
+
+        `thurl show` leaves them out (`thurl.recipe.validate.resolved`), so that what it prints is a recipe again.
+        """
+        return {}
+
     @model_validator(mode="after")
     def _combinations(self) -> Section:
-        raise_problems(self.problems())
+        unused = self.unused()
+        # In the order of the fields. `null` where nothing is the default says nothing.
+        given = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name in unused and name in self.model_fields_set and not (getattr(self, name) is field.default is None)
+        ]
+        raise_problems([*self.problems(), *(((name,), unused[name]) for name in given)])
+        return self
+
+
+class MethodRecipe(Section):
+    """Base of the methods' recipes: a section that is judged as a whole, besides each of its sections alone."""
+
+    @classmethod
+    def cross_problems(cls, sections: Mapping[str, Any], processes: int | None = None) -> list[Problem]:
+        """Impossible combinations across sections, as `(path in the recipe, message)`.
+
+        Args:
+            sections: those that are valid alone (the others are missing here), and `training` as it is.
+            processes: of the launch, None for that of this one.
+        """
+        return []
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> MethodRecipe:
+        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
         return self
 
 
 # YAML has lists only; the recipe holds tuples because sections are frozen.
-def _tuple_of(item: Any) -> Any:
+def tuple_of(item: Any) -> Any:
     return Annotated[tuple[item, ...], Field(strict=False)]
+
+
+def format_tag(value: Any) -> str:
+    """Tag of the one of several kinds of sources that a mapping or section is by its `format`, as `<folder>`."""
+    kind = value.get("format") if isinstance(value, Mapping) else getattr(value, "format", None)
+    return f"<{kind}>"
+
+
+def start_problems(model: Any) -> list[Problem]:
+    """Problems of a model section with `name_or_path` and `tiny`, one of which is given, and perhaps a `revision`."""
+    found: list[Problem] = []
+    if (model.name_or_path is None) == (model.tiny is None):
+        have = "both" if model.tiny else "neither"
+        found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
+    if getattr(model, "revision", None) and model.tiny:
+        found.append((("revision",), "a `tiny` model is built on the spot and has no revision"))
+    return found
 
 
 class TinyModel(Section):
@@ -109,19 +163,14 @@ class ModelSection(Section):
     attn_implementation: (
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
     ) = None
-    freeze: _tuple_of(Literal["vision", "language"]) = ()  # type: ignore[valid-type]
+    freeze: tuple_of(Literal["vision", "language"]) = ()  # type: ignore[valid-type]
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
     prefix_sharing: Literal["auto", "on", "off"] = "off"
     """Compute each prompt once for all its completions in the update (`thurl.rl.shared_prefix`)."""
 
     def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if (self.name_or_path is None) == (self.tiny is None):
-            have = "both" if self.tiny else "neither"
-            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
-        if self.revision and self.tiny:
-            found.append((("revision",), "a `tiny` model is built on the spot and has no revision"))
+        found = start_problems(self)
         if set(self.freeze) == {"vision", "language"}:
             found.append((("freeze",), "freezing vision and language leaves nothing to train; keep one"))
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
@@ -147,7 +196,7 @@ class LabelsSource(Section):
     images: str | None = None
     dataset: str | None = None
     split: Literal["train", "validation", "test", "all"] | None = None
-    references: str | _tuple_of(str) | None = None  # type: ignore[valid-type]
+    references: str | tuple_of(str) | None = None  # type: ignore[valid-type]
     max_images: int | None = Field(None, ge=1)
     normalise: bool = False
     check_images: Literal["all", "none"] = "all"
@@ -234,8 +283,8 @@ class PromptSection(Section):
 class DataSection(Section):
     """Training and validation images. Datasets with different rating scales may be mixed without rescaling."""
 
-    train: _tuple_of(Source)  # type: ignore[valid-type]
-    validation: _tuple_of(Source) = ()  # type: ignore[valid-type]
+    train: tuple_of(Source)  # type: ignore[valid-type]
+    validation: tuple_of(Source) = ()  # type: ignore[valid-type]
     on_corrupt: Literal["error", "skip"] = "error"
     prompt: PromptSection = PromptSection()
 
@@ -284,15 +333,18 @@ class RewardSection(Section):
             found.append((("tie_margin",), "is for `targets: hard`; soft targets have no ties"))
         if (self.kind == "threshold") != (self.threshold is not None):
             found.append((("threshold",), f"is needed by `kind: threshold` and only by it (`kind` is `{self.kind}`)"))
-        if self.kind == "threshold":
-            for name in ("mode", "comparison", "variance", "targets", "tie_margin", "scope"):
-                if name in self.model_fields_set:
-                    found.append(((name,), "compares images, which `kind: threshold` does not do; remove it"))
         if not self.score_range[0] < self.score_range[1]:
             found.append((("score_range",), f"is {list(self.score_range)}; the first number must be the smaller one"))
         if not self.accuracy_weight:
             found.append((("accuracy_weight",), "is 0: nothing would teach the model to rate"))
         return found
+
+    def unused(self) -> dict[str, str]:
+        """What compares images, with `kind: threshold`."""
+        if self.kind != "threshold":
+            return {}
+        names = ("mode", "comparison", "variance", "targets", "tie_margin", "scope")
+        return dict.fromkeys(names, "compares images, which `kind: threshold` does not do; remove it")
 
     def rank_options(self) -> dict[str, Any]:
         """Keyword arguments of `thurl.rl.rewards.RankRewardOptions`."""
@@ -322,7 +374,7 @@ class RolloutsSection(Section):
     """Of vLLM inside the training process; `auto`: what the trainer computes in."""
     adapter_sync: Literal["auto", "merged", "adapter"] = "auto"
     """With `adapter`: hand vLLM the merged model or the adapter alone."""
-    stop: _tuple_of(Annotated[str, Field(min_length=1)]) = ()  # type: ignore[valid-type]
+    stop: tuple_of(Annotated[str, Field(min_length=1)]) = ()  # type: ignore[valid-type]
     """Strings that end a completion and stay in it; needs vLLM."""
     answer_format: Literal["free", "strict"] = "free"
     """`strict`: vLLM draws only completions that parse."""
@@ -351,7 +403,7 @@ class WarmStartSection(Section):
 class EvaluationSection(Section):
     """SRCC and PLCC on a fixed list of images during and after training."""
 
-    sources: _tuple_of(Source) = ()  # type: ignore[valid-type]
+    sources: tuple_of(Source) = ()  # type: ignore[valid-type]
     """Test sets; the validation images are evaluated during training either way."""
     every_steps: int | None = Field(None, ge=1)
     max_images: int | None = Field(None, ge=1)
@@ -384,8 +436,8 @@ class HubSection(Section):
     """What the model card says. Pushing itself is `training.push_to_hub` and `training.hub_model_id`."""
 
     license: str | None = None
-    tags: _tuple_of(str) = ()  # type: ignore[valid-type]
-    datasets: _tuple_of(str) = ()  # type: ignore[valid-type]
+    tags: tuple_of(str) = ()  # type: ignore[valid-type]
+    datasets: tuple_of(str) = ()  # type: ignore[valid-type]
     base_model: str | None = None
     """Name on the Hub, where the run starts from a folder."""
 

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from thurl.messages import nearest
 from thurl.recipe.fields import Problem
-from thurl.recipe.sections import Section, raise_problems
+from thurl.recipe.sections import Section, raise_problems, start_problems, tuple_of
 from thurl.text.commands import BASE_COMMANDS, COMMANDS
 from thurl.text.prompts import PLACE
 
@@ -31,10 +31,6 @@ __all__ = [
 
 
 _HEADS = ("lm_head", "embed_tokens")
-
-
-def _tuple_of(item: Any) -> Any:
-    return Annotated[tuple[item, ...], Field(strict=False)]
 
 
 class TinyLanguageModel(Section):
@@ -72,20 +68,14 @@ class LanguageModelSection(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
 
     def problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if (self.name_or_path is None) == (self.tiny is None):
-            have = "both" if self.tiny else "neither"
-            found.append((("name_or_path",), f"give either `name_or_path` or `tiny`; the recipe has {have}"))
-        if self.revision and self.tiny:
-            found.append((("revision",), "a `tiny` model is built on the spot and has no revision"))
-        return found
+        return start_problems(self)
 
 
 class PretrainingSection(Section):
     """What the tiny model learns before the run, all weights, on generated commands (`thurl.text.commands`)."""
 
-    commands: _tuple_of(str) = BASE_COMMANDS  # type: ignore[valid-type]
-    lengths: _tuple_of(int) = (4, 5, 6)  # type: ignore[valid-type]
+    commands: tuple_of(str) = BASE_COMMANDS  # type: ignore[valid-type]
+    lengths: tuple_of(int) = (4, 5, 6)  # type: ignore[valid-type]
     rows: int = Field(20_000, ge=1)
     steps: int = Field(500, ge=1)
     batch: int = Field(64, ge=1)
@@ -130,10 +120,10 @@ class CommandsSource(Section):
     source_tag: ClassVar[str] = "<commands>"
 
     format: Literal["commands"]
-    commands: _tuple_of(str)  # type: ignore[valid-type]
+    commands: tuple_of(str)  # type: ignore[valid-type]
     split: Literal["train", "test"]
     rows: int = Field(ge=1)
-    lengths: _tuple_of(Annotated[int, Field(ge=2, le=12)]) = (4, 5, 6)  # type: ignore[valid-type]
+    lengths: tuple_of(Annotated[int, Field(ge=2, le=12)]) = (4, 5, 6)  # type: ignore[valid-type]
     seed: int = 0
 
     _known = field_validator("commands")(lambda values: _known_commands(values))
@@ -190,7 +180,7 @@ class TextPromptSection(Section):
 class TextDataSection(Section):
     """Questions to train on. Evaluation has its own, in the section `evaluation`."""
 
-    train: _tuple_of(TextSource)  # type: ignore[valid-type]
+    train: tuple_of(TextSource)  # type: ignore[valid-type]
     prompt: TextPromptSection = TextPromptSection()
 
     def problems(self) -> list[Problem]:
@@ -200,7 +190,7 @@ class TextDataSection(Section):
 class AnswersSection(Section):
     """Exact answers, decoded greedily, before, during and after training."""
 
-    sources: _tuple_of(TextSource)  # type: ignore[valid-type]
+    sources: tuple_of(TextSource)  # type: ignore[valid-type]
     every_steps: int | None = Field(None, ge=1)
     """Also during training, on the first `watch_rows` questions of each task."""
     watch_rows: int = Field(100, ge=1)

@@ -19,6 +19,7 @@ from thurl.recipe.document import Document, Location, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
+from thurl.recipe.sections import Section
 from thurl.text.questions import QUESTION_FORMATS
 
 
@@ -69,12 +70,33 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, processes: i
     return LoadedRecipe(recipe_class.model_construct(**sections), document, tuple(missing))
 
 
-def resolved(recipe: BaseModel, *, defaults: bool = False) -> dict[str, Any]:
-    """A recipe as plain data with every section's defaults filled in; `defaults` adds the trainer's as well."""
-    data = recipe.model_dump(mode="json")
+def resolved(recipe: Any, *, defaults: bool = False) -> dict[str, Any]:
+    """A recipe as plain data with every section's defaults filled in; `defaults` adds the trainer's as well.
+
+    Fields without a use under the recipe's other values are left out, so the result is a recipe that says the same.
+    """
+    recipe_class = type(recipe)
+    data = _used(recipe, recipe.model_dump(mode="json"))
     if defaults:
-        fields = load_schema(_schema_of(type(recipe)))["fields"]
-        data["training"] = {name: field["default"] for name, field in fields.items()} | data["training"]
+        given = data["training"]
+        fields = load_schema(_schema_of(recipe_class))["fields"]
+        training = {name: field["default"] for name, field in fields.items()} | given
+        sections = {name: getattr(recipe, name) for name in recipe_class.model_fields}
+        problems = recipe_class.cross_problems(sections | {"training": training})
+        refused = {path[1] for path, _ in problems if path[0] == "training" and len(path) > 1}
+        data["training"] = {name: value for name, value in training.items() if name in given or name not in refused}
+    return data
+
+
+def _used(value: Any, data: Any) -> Any:
+    """`data`, which is `value` as JSON values, without the fields that its sections call unused."""
+    if isinstance(value, Section):
+        unused = value.unused()
+        return {name: _used(getattr(value, name), item) for name, item in data.items() if name not in unused}
+    if isinstance(value, Mapping):
+        return {name: _used(item, data[name]) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_used(*pair) for pair in zip(value, data, strict=True)]
     return data
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from thurl.recipe.adapters import AdapterSection, adapter_problems
 from thurl.recipe.coto import CoToSection, coto_problems
 from thurl.recipe.fields import Problem, field_value, grpo_problems, process_count, usable_fields
@@ -17,14 +15,13 @@ from thurl.recipe.sections import (
     EvaluationSection,
     GRPOFields,
     HubSection,
+    MethodRecipe,
     ModelSection,
     ReportSection,
     RewardSection,
     RolloutsSection,
     SamplerSection,
-    Section,
     WarmStartSection,
-    raise_problems,
 )
 from thurl.rl.prompts import PRESETS, PromptPreset
 
@@ -32,7 +29,7 @@ from thurl.rl.prompts import PRESETS, PromptPreset
 __all__ = ["VisualQualityR1Recipe", "prompt_preset"]
 
 
-class VisualQualityR1Recipe(Section):
+class VisualQualityR1Recipe(MethodRecipe):
     """A GRPO run with Thurstone fidelity rewards; `training` holds verbatim `trl.GRPOConfig` fields."""
 
     method: Literal["visualquality_r1"]
@@ -73,11 +70,6 @@ class VisualQualityR1Recipe(Section):
                 (("evaluation", "every_steps"), "needs images to evaluate on: add `data.validation`, or remove it")
             )
         return found
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> VisualQualityR1Recipe:
-        raise_problems(self.cross_problems({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
 
 
 def prompt_preset(recipe: VisualQualityR1Recipe) -> PromptPreset:

@@ -14,6 +14,7 @@ from typing import Any
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
 from thurl.hub.adapters import adapter_folder, base_of
+from thurl.messages import first_line
 
 
 __all__ = ["load_vision_language_model", "local_folder", "weights_fingerprint"]
@@ -126,7 +127,7 @@ def _hub_options(name: str, revision: str | None) -> dict[str, Any]:
         error = problem
     if not cached:
         raise _missing(name, "model", error)
-    logger.info("%s: the Hub does not answer (%s), using the copy in the cache", name, _first_line(error))
+    logger.info("%s: the Hub does not answer (%s), using the copy in the cache", name, first_line(error))
     return {**options, "local_files_only": True}
 
 
@@ -150,7 +151,7 @@ def _load_model(source: str, *, dtype: Any, attn_implementation: str | None, hub
             ) from None
         if "Unrecognized" not in str(error):
             raise
-        raise DataError(f"{source} is no model that takes a picture and a text: {_first_line(error)}") from None
+        raise DataError(f"{source} is no model that takes a picture and a text: {first_line(error)}") from None
     absent = sorted(info["missing_keys"])
     wrong = sorted(str(key) for key in info.get("mismatched_keys") or ())
     if absent or wrong:
@@ -197,11 +198,7 @@ def _load_adapter(folder: Path, *, dtype: Any, base_model: str | None, attn_impl
 def _missing(source: str, what: str, error: Exception) -> MissingRequirementError:
     where = "the folder" if Path(source).is_dir() else "the Hub or the local cache"
     return MissingRequirementError(
-        f"{what} {source!r} cannot be loaded from {where} ({_first_line(error)}). Check the name, or download it on a "
+        f"{what} {source!r} cannot be loaded from {where} ({first_line(error)}). Check the name, or download it on a "
         f"machine with network (`hf download {source} --local-dir FOLDER`) and pass the folder; weights must be "
         "*.safetensors with config.json, tokenizer and processor files beside them."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

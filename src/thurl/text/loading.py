@@ -7,6 +7,7 @@ from typing import Any
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.hub.adapters import adapter_folder, base_of
+from thurl.messages import first_line
 
 
 __all__ = ["load_language_model"]
@@ -49,11 +50,10 @@ def load_language_model(
         options.pop("attn_implementation", None)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     except OSError as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingRequirementError(
-            f"model {name_or_path!r} cannot be loaded ({first[:300]}). Check the name, or download it on a machine "
-            f"with network (`hf download {name_or_path} --local-dir FOLDER`) and pass the folder; weights must be "
-            "*.safetensors with config.json and tokenizer files beside them."
+            f"model {name_or_path!r} cannot be loaded ({first_line(error)}). Check the name, or download it on a "
+            f"machine with network (`hf download {name_or_path} --local-dir FOLDER`) and pass the folder; weights "
+            "must be *.safetensors with config.json and tokenizer files beside them."
         ) from None
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys") or ())
     if absent:

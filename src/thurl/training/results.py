@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from thurl.errors import DataError
+from thurl.hub.secrets import texts_without_secrets
 
 
 __all__ = ["FORMAT", "environment", "plain", "read_results", "summarise", "write_atomically", "write_results"]
@@ -95,7 +96,7 @@ def write_results(
     Args:
         path: `.json` file; folders are made.
         recipe: name or relative path of the recipe or benchmark.
-        overrides: what was changed on the command line, `key=value` texts or a mapping.
+        overrides: what was changed on the command line, `key=value` texts or a mapping; secrets in it are hidden.
         runs: one record per run, each with an integer `seed`; `srcc*` and `plcc*` numbers in [-1, 1], `seconds` >= 0.
         more: further entries of the file, JSON values.
 
@@ -113,7 +114,7 @@ def write_results(
     document: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe,
-        "overrides": dict(overrides) if isinstance(overrides, Mapping) else list(overrides),
+        "overrides": texts_without_secrets(overrides if isinstance(overrides, Mapping) else list(overrides)),
         **environment(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "runs": runs,

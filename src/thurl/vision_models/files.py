@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,12 @@ import torch
 
 from thurl.errors import DataError, MissingRequirementError
 from thurl.hub.fetch import snapshot
+from thurl.hub.names import is_hub_name
+from thurl.messages import first_line
 from thurl.training.tensor_files import UNFIT
 
 
-__all__ = ["check_weights", "first_line", "from_pretrained", "model_folder", "quiet", "read_config"]
+__all__ = ["check_weights", "from_pretrained", "model_folder", "quiet", "read_config"]
 
 TIMM_PREFIX = "timm:"
 _FILES = [
@@ -48,7 +49,7 @@ def model_folder(text: str) -> Path:
         from thurl.vision_models.timm_models import hub_name
 
         name = hub_name(text.removeprefix(TIMM_PREFIX))
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+    elif not is_hub_name(text):
         raise MissingRequirementError(
             f"{text}: no model there; give the folder of one, {TIMM_PREFIX}NAME, or an owner/name of the Hub"
         )
@@ -128,8 +129,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what an error of another library says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
-from thurl.vision_models.files import first_line, quiet
+from thurl.messages import first_line
+from thurl.vision_models.files import quiet
 
 
 __all__ = ["PicturePreprocessing", "as_picture", "load_processor"]

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from thurl.errors import DataError, MissingRequirementError, UsageError
-from thurl.messages import nearest
-from thurl.vision_models.files import first_line
+from thurl.messages import first_line, nearest
 from thurl.vision_models.preprocessing import PicturePreprocessing
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thurl.data.images import HUB_PREFIX, ImageError, open_image
+from thurl.data.hub_pictures import HUB_PREFIX
+from thurl.data.images import ImageError, open_image
 from thurl.data.labels import read_labels
 from thurl.data.sources import load_source
 from thurl.errors import DataError, MissingRequirementError, UsageError

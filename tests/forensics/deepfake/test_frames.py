@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -113,14 +113,7 @@ def test_faces_are_cut_out_by_landmarks_boxes_or_a_detector(tmp_path):
 
 
 def test_without_pyav_videos_say_what_is_missing(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without_av(name, *args, **kwargs):
-        if name == "av":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_av)
+    monkeypatch.setitem(sys.modules, "av", None)  # importing it fails
     with pytest.raises(MissingRequirementError, match=r"pip install thurl\[video\]"):
         cut_videos([face("a.mp4")], tmp_path / "frames")
     with pytest.raises(MissingRequirementError, match="PyAV"):

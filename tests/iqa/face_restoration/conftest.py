@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+
+from thurl.iqa.face_restoration import interface
+from thurl.iqa.face_restoration.report import per_image_csv
+from thurl.iqa.face_restoration.settings import EvaluationSettings
+
+
+QUICK = ("psnr", "tenengrad", "lq_psnr_8")
+"""Metrics that take no time."""
 
 
 def procedural(seed, side=192):
@@ -73,3 +83,20 @@ def small_adaface(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "adaface"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry, put back as it was after the test."""
+    interface.metric_names()
+    monkeypatch.setattr(interface, "_registry", dict(interface._registry))
+    return interface._registry
+
+
+def settings(folder, **changes):
+    values = {"restored": folder / "restored", "lq": folder / "lq", "gt": folder / "gt", "metrics": QUICK}
+    return EvaluationSettings(**values | changes)
+
+
+def rows_of(evaluation):
+    return list(csv.DictReader(io.StringIO(per_image_csv(evaluation))))

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from thurl.data.images import ImageError, open_image
-from thurl.data.records import SHOWN, RatedImage
+from thurl.data.records import RatedImage, listed
 from thurl.data.sources import find_pictures
 from thurl.errors import DataError, UsageError
 from thurl.iqa.afine.triplets import Triplet
@@ -71,7 +71,7 @@ def find_triplet_pictures(
         if wrong:
             raise DataError(
                 f"{len(wrong)} of {len(found)} triplets have pictures of different sizes, but they must agree:\n"
-                f"{_listed(wrong)}"
+                f"{listed(wrong)}"
             )
     return found
 
@@ -97,9 +97,7 @@ def picture_sizes(paths: Iterable[str], *, workers: int | None = None) -> dict[s
         sizes = dict(zip(names, pool.map(size, names), strict=True))
     bad = [value for value in sizes.values() if isinstance(value, str)]
     if bad:
-        raise DataError(
-            f"{len(bad)} of {len(names)} pictures cannot be used:\n{_listed(bad)}\nReplace or remove them."
-        )
+        raise DataError(f"{len(bad)} of {len(names)} pictures cannot be used:\n{listed(bad)}\nReplace or remove them.")
     return {name: value for name, value in sizes.items() if not isinstance(value, str)}
 
 
@@ -281,8 +279,3 @@ def _turned(pixels: np.ndarray, turn: Turn) -> torch.Tensor:
         pixels = pixels[::-1]
     axes = (2, 1, 0) if transposed else (2, 0, 1)
     return torch.from_numpy(np.array(pixels.transpose(axes), order="C"))
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join([f"  {line}" for line in lines[:SHOWN]] + more)

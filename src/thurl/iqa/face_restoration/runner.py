@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,8 @@ from thurl.iqa.face_restoration.discovery import FaceItem
 from thurl.iqa.face_restoration.interface import FaceBatch, Metric, MetricContext, SetMetric, SetResult, metric_class
 from thurl.iqa.face_restoration.landmarks import ffhq_points
 from thurl.iqa.face_restoration.pictures import file_digest, read_picture
+from thurl.messages import first_line
+from thurl.training.threads import one_thread
 
 
 __all__ = ["PictureResult", "run_metrics"]
@@ -195,7 +196,7 @@ class _Jobs(Dataset):
             usable = tuple(n for n in wanted if (metric_class(n).needs & set(KINDS)) <= set(pictures))
             shapes = tuple(sorted((kind, picture.shape) for kind, picture in pictures.items()))
             groups.setdefault((shapes, usable), []).append(place)
-        with _one_thread():
+        with one_thread():
             for (_, wanted), places in groups.items():
                 batch = _batch(job, decoded, places)
                 indices = [job.indices[place] for place in places]
@@ -279,8 +280,7 @@ def _score(metric: Metric, batch: FaceBatch) -> tuple[list[Any], list[str]]:
     except Exception as error:  # whatever a plug-in raises concerns this picture, not the run
         if len(batch) == 1:
             logger.debug("%s failed on %s", metric.name, batch.keys[0], exc_info=True)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return [math.nan], [f"{metric.name}: {reason}"]
+            return [math.nan], [f"{metric.name}: {first_line(error)}"]
     parts = [_score(metric, batch.single(index)) for index in range(len(batch))]
     return [values[0] for values, _ in parts], [errors[0] for _, errors in parts]
 
@@ -291,8 +291,7 @@ def _whole(metric: SetMetric, rows: Sequence[np.ndarray]) -> SetResult:
             metric.update(np.stack(rows))
         return metric.compute()
     except Exception as error:  # the values of the pictures must not be lost with it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return SetResult(math.nan, {"count": len(rows)}, (f"{metric.name}: {reason}",))
+        return SetResult(math.nan, {"count": len(rows)}, (f"{metric.name}: {first_line(error)}",))
 
 
 def _digests(result: PictureResult) -> dict[str, str]:
@@ -328,13 +327,3 @@ def _picture_key(kind: str, digest: str) -> str:
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
