@@ -72,12 +72,20 @@ def loaded(folder, *overrides):
         ("training.deepspeed=deepspeed_configs/zero2.json", "train with DDP"),
         ("optimizer={kind: adam}; training.optim=sgd", "training.optim: is not used"),
         ("detector={}", "unknown section"),
+        ("data.sources=[]", "data.sources: is [] (list), but must have at least 1 item"),
     ],
 )
 def test_impossible_recipes(override, message):
     with pytest.raises(UsageError) as error:
         load_recipe(TINY, override.split("; "))
     assert message in "\n".join(error.value.problems)
+
+
+def test_a_wrong_source_does_not_make_its_list_too_short():
+    with pytest.raises(UsageError) as error:
+        load_recipe(TINY, ["data.sources=[{format: drwn}]"])
+    (problem,) = error.value.problems
+    assert "data.sources.0.format: `drwn` is not one of manifest, drawn; did you mean `drawn`?" in problem
 
 
 def test_the_paper_recipe_is_the_documented_command():

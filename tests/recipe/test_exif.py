@@ -79,7 +79,16 @@ def problems_of(name, *overrides, path=None):
         ("exif_ordinal", "optimizer={kind: adam}; training.optim=sgd", "training.optim: is not used"),
         ("exif_ordinal", "transform.image_std=[0.5, 0.5, 0]", "must be above 0"),
         ("exif_ordinal", "control.shuffle_mos=true", "did you mean `shuffle_settings`"),
-        ("exif_ordinal", "evaluation.generated.odd={format: simulated}", "evaluation.generated.odd"),
+        (
+            "exif_ordinal",
+            "evaluation.generated.odd={format: simulated_fake}",
+            "evaluation.generated.odd.format: `simulated_fake` is not one of folder, simulated_fakes; did you mean",
+        ),
+        (
+            "exif_ordinal",
+            "data.source={count: 3}",
+            "data.source.format: required key `format` is missing; the formats",
+        ),
         ("blades", "data.parts={train: 0.6, validation: 0.1, calibration: 0.3}", "lacks `outer`"),
         ("blades", "bilevel.primary=[coarse]", "did you mean `coarse_face`"),
         ("blades", "bilevel.init={coarse_face: -1}", "cannot hold"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from thurl.recipe.document import Document, Location, find_file, read_document
 from thurl.recipe.fields import Problem
 from thurl.recipe.methods import METHODS, load_attribute
 from thurl.recipe.schemas import load_schema
-from thurl.recipe.sections import Section
+from thurl.recipe.sections import Section, format_tag
 from thurl.text.questions import QUESTION_FORMATS
 
 
@@ -182,7 +183,11 @@ def _translate(error: ValidationError, section: str, annotation: Any, data: Any,
             for path, text in context["problems"]:
                 merged.setdefault((section, *location, *path), []).append(text)
             continue
-        if kind in ("missing", "extra_forbidden"):
+        if kind == "too_short" and context["actual_length"] < len(item["input"]):
+            continue  # pydantic counts the items that are right, and the wrong ones are named already
+        if kind == "union_tag_invalid" and context["discriminator"].startswith(format_tag.__name__):
+            location, text = (*location, "format"), _unknown_format(item["input"], context["expected_tags"])
+        elif kind in ("missing", "extra_forbidden"):
             *parents, key = location
             if kind == "missing":
                 text = f"required key `{key}` is missing"
@@ -201,9 +206,20 @@ def _translate(error: ValidationError, section: str, annotation: Any, data: Any,
     return [(path, _joined(texts)) for path, texts in merged.items()]
 
 
+def _unknown_format(source: Any, tags: str) -> str:
+    formats = [tag.strip(" '<>") for tag in tags.split(",")]
+    given = source.get("format") if isinstance(source, Mapping) else None
+    if given is None:
+        return f"required key `format` is missing; the formats are {', '.join(formats)}"
+    return f"`{printable(str(given))}` is not one of {', '.join(formats)}{nearest(str(given), formats)}"
+
+
 def _plain_words(text: str) -> str:
     for kind, words in (("tuple", "list"), ("dictionary", "mapping"), ("string", "text"), ("integer", "whole number")):
         text = text.replace(f"valid {kind}", words)
+    text = re.sub(
+        r"(?:Tuple|List|Dictionary) should (have at \w+ \d+ items?) after validation, not \d+", r"must \1", text
+    )
     return text.replace("must be a text", "must be text")
 
 
